@@ -1,0 +1,42 @@
+"""Compiles the library with Cython; ``PYMUDUO_PURE=1`` leaves it plain Python.
+
+A build that is asked to compile and can't fails: it never falls back in silence.
+"""
+
+import os
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+PACKAGE = Path("src/pymuduo")
+# What stays plain Python even in a compiled build: not on any hot path, and easier to step through.
+PLAIN = {"__init__.py", "_sys.py", "poll.py", "event_loop_thread.py", "event_loop_thread_pool.py"}
+DIRECTIVES = {
+    "language_level": 3,
+    "annotation_typing": False,  # types come from the .pxd files alone
+    "binding": False,
+    "embedsignature": True,
+    "embedsignature.format": "clinic",
+    "freethreading_compatible": True,
+}
+
+
+def compiled_modules() -> list[Extension]:
+    """Return one extension for each compiled module."""
+    from Cython.Build import cythonize
+
+    sources = [PACKAGE / "_sys.pyx"]
+    sources += sorted(p for p in PACKAGE.rglob("*.py") if p.name not in PLAIN and p.with_suffix(".pxd").exists())
+    extensions = []
+    for source in sources:
+        name = ".".join(source.with_suffix("").relative_to("src").parts)
+        extensions.append(Extension(name, [str(source)], extra_compile_args=["-O3", "-fno-plt"]))
+    return cythonize(
+        extensions,
+        compiler_directives=DIRECTIVES,
+        build_dir="build/cython",
+        annotate=bool(os.environ.get("PYMUDUO_ANNOTATE")),
+    )
+
+
+setup(ext_modules=[] if os.environ.get("PYMUDUO_PURE") else compiled_modules())

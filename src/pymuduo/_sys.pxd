@@ -1,0 +1,60 @@
+# The C face of _sys.pyx: what the compiled modules call without going through Python.
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        int fd
+    struct epoll_event:
+        unsigned int events
+        epoll_data_t data
+
+
+cdef class ReadableRegion:
+    cdef bytearray _data
+    cdef Py_ssize_t _begin
+    cdef Py_ssize_t _end
+
+
+cdef class Epoll:
+    cdef int _fd
+    cdef epoll_event *_events
+    cdef readonly int capacity
+    cpdef int control(self, int op, int fd, unsigned int events) noexcept
+    cpdef int wait(self, int timeout_ms) except? -4
+    cpdef int fd_at(self, int i) noexcept
+    cpdef unsigned int events_at(self, int i) noexcept
+    cpdef object grow(self)
+
+
+cpdef long thread_id() noexcept
+cpdef long long monotonic_us() noexcept
+cpdef long long realtime_us() noexcept
+
+cpdef bint is_exported(bytearray data) noexcept
+cpdef object store(bytearray data, Py_ssize_t at, object source, Py_ssize_t count)
+cpdef bytes load(bytearray data, Py_ssize_t at, Py_ssize_t count)
+cpdef object move(bytearray data, Py_ssize_t to, Py_ssize_t at, Py_ssize_t count)
+cpdef object copy(bytearray into, Py_ssize_t to, bytearray data, Py_ssize_t at, Py_ssize_t count)
+cpdef object store_int(bytearray data, Py_ssize_t at, int width, long long value)
+cpdef long long load_int(bytearray data, Py_ssize_t at, int width) noexcept
+cpdef Py_ssize_t find(bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes what) noexcept
+
+cpdef Py_ssize_t read_into(int fd, bytearray into, Py_ssize_t begin, Py_ssize_t end) noexcept
+cpdef Py_ssize_t read_into_two(
+    int fd, bytearray first, Py_ssize_t begin, Py_ssize_t end, bytearray second) noexcept
+cpdef Py_ssize_t write_bytes(int fd, bytes chunk, Py_ssize_t offset) noexcept
+cpdef Py_ssize_t write_chunks(int fd, list chunks, Py_ssize_t first, Py_ssize_t offset)
+
+cpdef int set_option(int fd, int level, int option, int value) noexcept
+cpdef int take_error(int fd) noexcept
+cpdef int unread_bytes(int fd) noexcept
+cpdef int shutdown_write(int fd) noexcept
+cpdef int close(int fd) noexcept
+cpdef object accept(int fd)
+cpdef object local_address(int fd)
+cpdef object peer_address(int fd)
+
+cpdef int make_eventfd() noexcept
+cpdef int signal_eventfd(int fd) noexcept
+cpdef int make_timerfd() noexcept
+cpdef int arm_timerfd(int fd, long long delay_us) noexcept
+cpdef int drain_counter(int fd) noexcept

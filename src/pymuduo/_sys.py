@@ -1,0 +1,349 @@
+"""System calls and raw bytes over the standard library: what ``_sys.pyx`` does, in plain Python.
+
+A call in, a result or ``-errno`` out, and no policy. This body runs when the package was built with
+``PYMUDUO_PURE=1``; it is also the readable statement of what the compiled one does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import select
+import socket
+import struct
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+thread_id = threading.get_ident
+
+_MAX_IOVECS = 64
+_GATHER_CHUNK = 2048
+
+
+def monotonic_us() -> int:
+    """Microseconds of a clock that nobody sets."""
+    return time.monotonic_ns() // 1000
+
+
+def realtime_us() -> int:
+    """Microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+# --- bytes in a bytearray: the caller has checked the bounds --------------------------------------------------
+
+
+class ReadableRegion:
+    """``_data[_begin:_end]`` as a read-only buffer: the base of ``Buffer``.
+
+    Before Python 3.12 (PEP 688) a class written in Python can't export a buffer, so there ``memoryview(buf)``
+    needs the compiled build; ``bytes(buf)`` and ``buf.peek()`` work everywhere.
+    """
+
+    __slots__ = ("_begin", "_data", "_end")
+
+    _data: bytearray
+    _begin: int
+    _end: int
+
+    def __buffer__(self, flags: int) -> memoryview:
+        if flags & 0x1:  # PyBUF_WRITABLE
+            raise BufferError("a Buffer exports its readable bytes read-only")
+        return memoryview(self._data)[self._begin : self._end].toreadonly()
+
+
+def is_exported(data: bytearray) -> bool:
+    """Whether a memoryview of *data* is alive (it may not be resized, so try)."""
+    try:
+        data.append(0)
+    except BufferError:
+        return True
+    data.pop()
+    return False
+
+
+def store(data: bytearray, at: int, source: Any, count: int) -> None:
+    """Copy the *count* bytes of *source* to ``data[at:]``."""
+    data[at : at + count] = source
+
+
+def load(data: bytearray, at: int, count: int) -> bytes:
+    """Copy of *count* bytes."""
+    return bytes(memoryview(data)[at : at + count])
+
+
+def move(data: bytearray, to: int, at: int, count: int) -> None:
+    """Move *count* bytes inside *data*; the places may overlap."""
+    data[to : to + count] = data[at : at + count]
+
+
+def copy(into: bytearray, to: int, data: bytearray, at: int, count: int) -> None:
+    """Copy *count* bytes of *data* to ``into[to:]``."""
+    into[to : to + count] = memoryview(data)[at : at + count]
+
+
+def store_int(data: bytearray, at: int, width: int, value: int) -> None:
+    """Store *value* in network byte order."""
+    data[at : at + width] = value.to_bytes(width, "big", signed=True)
+
+
+def load_int(data: bytearray, at: int, width: int) -> int:
+    """Return the signed integer in network byte order at *at*."""
+    return int.from_bytes(data[at : at + width], "big", signed=True)
+
+
+def find(data: bytearray, begin: int, end: int, what: bytes) -> int:
+    """Index in *data* of the first *what* inside ``[begin, end)``, or -1."""
+    return data.find(what, begin, end)
+
+
+# --- reading and writing ---------------------------------------------------------------------------------------
+
+
+def read_into(fd: int, into: bytearray, begin: int, end: int) -> int:
+    """Read into ``into[begin:end]``; bytes read, 0 at the end of the stream, or ``-errno``."""
+    try:
+        return os.readv(fd, [memoryview(into)[begin:end]])
+    except OSError as e:
+        return -(e.errno or 0)
+
+
+def read_into_two(fd: int, first: bytearray, begin: int, end: int, second: bytearray) -> int:
+    """Read into ``first[begin:end]`` and go on in *second*, with one system call."""
+    try:
+        return os.readv(fd, [memoryview(first)[begin:end], second])
+    except OSError as e:
+        return -(e.errno or 0)
+
+
+def write_bytes(fd: int, chunk: bytes, offset: int) -> int:
+    """Write ``chunk[offset:]``; bytes written or ``-errno``."""
+    try:
+        return os.write(fd, memoryview(chunk)[offset:] if offset else chunk)
+    except OSError as e:
+        return -(e.errno or 0)
+
+
+def write_chunks(fd: int, chunks: list[bytes], first: int, offset: int) -> int:
+    """Write ``chunks[first:]``, less *offset* bytes of the first one, with one system call."""
+    batch: list[Any] = chunks[first : first + _MAX_IOVECS]
+    if offset:
+        batch[0] = memoryview(batch[0])[offset:]
+    try:
+        if sum(map(len, batch)) <= len(batch) * _GATHER_CHUNK:
+            return os.write(fd, b"".join(batch))
+        return os.writev(fd, batch)
+    except OSError as e:
+        return -(e.errno or 0)
+
+
+# --- sockets ---------------------------------------------------------------------------------------------------
+
+
+def _with_socket(fd: int, use: Callable[[socket.socket], Any]) -> Any:
+    """*use* of a socket object that borrows *fd* and leaves it open."""
+    sock = socket.socket(fileno=fd)
+    try:
+        return use(sock)
+    finally:
+        sock.detach()
+
+
+def set_option(fd: int, level: int, option: int, value: int) -> int:
+    """Set an integer socket option; 0 or ``-errno``."""
+    try:
+        _with_socket(fd, lambda s: s.setsockopt(level, option, value))
+    except OSError as e:
+        return -(e.errno or 0)
+    return 0
+
+
+def take_error(fd: int) -> int:
+    """Return the pending error (``SO_ERROR``) as an errno, 0 if none; taking it clears it."""
+    try:
+        return int(_with_socket(fd, lambda s: s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)))
+    except OSError as e:
+        return e.errno or 0
+
+
+def unread_bytes(fd: int) -> int:
+    """Bytes that wait in the kernel to be read, or ``-errno``."""
+    try:
+        answer = fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0")
+    except OSError as e:
+        return -(e.errno or 0)
+    return int(struct.unpack("i", answer)[0])
+
+
+def shutdown_write(fd: int) -> int:
+    """Send FIN; 0 or ``-errno``."""
+    try:
+        _with_socket(fd, lambda s: s.shutdown(socket.SHUT_WR))
+    except OSError as e:
+        return -(e.errno or 0)
+    return 0
+
+
+def close(fd: int) -> int:
+    """Close *fd*; 0 or ``-errno``."""
+    try:
+        os.close(fd)
+    except OSError as e:
+        return -(e.errno or 0)
+    return 0
+
+
+def _address(sockaddr: Any) -> tuple[str, int, int]:
+    """``(ip, port, scope id)`` of what the socket module returns."""
+    if isinstance(sockaddr, tuple) and len(sockaddr) >= 2:
+        scope = sockaddr[3] if len(sockaddr) > 3 else 0
+        return sockaddr[0].partition("%")[0], sockaddr[1], scope
+    return "", 0, 0
+
+
+def accept(fd: int) -> tuple[int, tuple[str, int, int] | None]:
+    """Accept one connection, non-blocking and close-on-exec: ``(fd, peer)`` or ``(-errno, None)``."""
+    listener = socket.socket(fileno=fd)
+    try:
+        # The undocumented half of socket.accept(): a bare descriptor, so that nothing here owns it.
+        new_fd, peer = listener._accept()  # type: ignore[attr-defined]
+    except OSError as e:
+        return -(e.errno or 0), None
+    finally:
+        listener.detach()
+    os.set_blocking(new_fd, False)
+    return new_fd, _address(peer)
+
+
+def local_address(fd: int) -> tuple[str, int, int] | None:
+    """``(ip, port, scope id)`` of this end, None if there is none."""
+    try:
+        return _address(_with_socket(fd, lambda s: s.getsockname()))
+    except OSError:
+        return None
+
+
+def peer_address(fd: int) -> tuple[str, int, int] | None:
+    """``(ip, port, scope id)`` of the other end, None if there is none."""
+    try:
+        return _address(_with_socket(fd, lambda s: s.getpeername()))
+    except OSError:
+        return None
+
+
+# --- what a loop waits with ------------------------------------------------------------------------------------
+
+
+class Epoll:
+    """An epoll descriptor and the list its events are returned in."""
+
+    __slots__ = ("_epoll", "_events", "capacity")
+
+    def __init__(self, capacity: int) -> None:
+        self._epoll = select.epoll()
+        self._events: list[tuple[int, int]] = []
+        self.capacity = capacity
+
+    def fileno(self) -> int:
+        """Return the epoll descriptor, -1 once closed."""
+        return -1 if self._epoll.closed else self._epoll.fileno()
+
+    def close(self) -> None:
+        """Close the epoll descriptor; twice is harmless."""
+        self._epoll.close()
+
+    def control(self, op: int, fd: int, events: int) -> int:
+        """Add (1), delete (2) or modify (3) the interest in *fd*; 0 or ``-errno``."""
+        try:
+            if op == 1:
+                self._epoll.register(fd, events)
+            elif op == 3:
+                self._epoll.modify(fd, events)
+            else:
+                self._epoll.unregister(fd)
+        except OSError as e:
+            return -(e.errno or 0)
+        return 0
+
+    def wait(self, timeout_ms: int) -> int:
+        """Wait for events (-1: without limit); how many, or ``-errno``."""
+        try:
+            self._events = self._epoll.poll(timeout_ms / 1000 if timeout_ms > 0 else timeout_ms, self.capacity)
+        except OSError as e:
+            return -(e.errno or 0)
+        return len(self._events)
+
+    def fd_at(self, i: int) -> int:
+        """Return the descriptor of the *i*-th event."""
+        return self._events[i][0]
+
+    def events_at(self, i: int) -> int:
+        """Return the event bits of the *i*-th event."""
+        return self._events[i][1]
+
+    def grow(self) -> None:
+        """Make room for twice as many events a call."""
+        self.capacity *= 2
+
+
+def make_eventfd() -> int:
+    """Return a new event counter, non-blocking and close-on-exec, or ``-errno``."""
+    try:
+        return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    except OSError as e:
+        return -(e.errno or 0)
+
+
+def signal_eventfd(fd: int) -> int:
+    """Add one to an event counter; 0 or ``-errno``."""
+    try:
+        os.eventfd_write(fd, 1)
+    except OSError as e:
+        return -(e.errno or 0)
+    return 0
+
+
+if sys.version_info >= (3, 13):
+
+    def make_timerfd() -> int:
+        """Return a new monotonic timer, non-blocking and close-on-exec, or ``-errno``."""
+        try:
+            return os.timerfd_create(time.CLOCK_MONOTONIC, flags=os.TFD_NONBLOCK | os.TFD_CLOEXEC)
+        except OSError as e:
+            return -(e.errno or 0)
+
+    def arm_timerfd(fd: int, delay_us: int) -> int:
+        """Let the timer expire once, *delay_us* from now (at least one); 0 or ``-errno``."""
+        try:
+            os.timerfd_settime_ns(fd, initial=max(delay_us, 1) * 1000)
+        except OSError as e:
+            return -(e.errno or 0)
+        return 0
+
+else:  # the os module has no timerfd yet
+    _libc = ctypes.CDLL(None, use_errno=True)
+
+    def make_timerfd() -> int:
+        """Return a new monotonic timer, non-blocking and close-on-exec, or ``-errno``."""
+        fd = int(_libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
+        return fd if fd >= 0 else -ctypes.get_errno()
+
+    def arm_timerfd(fd: int, delay_us: int) -> int:
+        """Let the timer expire once, *delay_us* from now (at least one); 0 or ``-errno``."""
+        seconds, us = divmod(max(delay_us, 1), 1_000_000)
+        spec = struct.pack("llll", 0, 0, seconds, us * 1000)  # struct itimerspec: interval, value
+        return 0 if _libc.timerfd_settime(fd, 0, spec, None) == 0 else -ctypes.get_errno()
+
+
+def drain_counter(fd: int) -> int:
+    """Read an event counter or timer back to zero; 0 or ``-errno``."""
+    try:
+        os.read(fd, 8)
+    except OSError as e:
+        return -(e.errno or 0)
+    return 0

@@ -1,0 +1,433 @@
+"""System calls and raw bytes, compiled: a call in, a result or ``-errno`` out, and no policy.
+
+``_sys.py`` holds the same functions over the standard library; this is the only module with two bodies. Any
+thread may call these functions; what they are given belongs to the caller.
+
+The interpreter lock is let go around calls that may block (``Epoll.wait``) or that move much data
+(``writev`` of more than ``_RELEASE_BYTES``). A non-blocking read or write of a few bytes costs less than giving
+the lock away and waiting to get it back: with a busy second thread that wait is a whole switch interval.
+"""
+
+from cpython.buffer cimport PyBUF_WRITABLE, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memchr, memcpy, memmove
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, itimerspec, timespec
+
+cdef extern from "Python.h":
+    ctypedef struct PyByteArrayObject:
+        Py_ssize_t ob_exports
+    unsigned long PyThread_get_thread_ident() nogil
+    str PyUnicode_FromString(const char *)
+
+cdef extern from * nogil:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <string.h>
+    #include <sys/epoll.h>
+    #include <sys/eventfd.h>
+    #include <sys/ioctl.h>
+    #include <sys/socket.h>
+    #include <sys/timerfd.h>
+    #include <sys/uio.h>
+    #include <arpa/inet.h>
+    #include <netinet/in.h>
+    #include <unistd.h>
+    """
+    void *memmem(const void *haystack, size_t n, const void *needle, size_t m)
+
+    int EPOLL_CLOEXEC
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
+
+    int EFD_NONBLOCK, EFD_CLOEXEC
+    int c_eventfd "eventfd"(unsigned int initval, int flags)
+    int TFD_NONBLOCK, TFD_CLOEXEC
+    int timerfd_create(int clockid, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec *new, itimerspec *old)
+
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    ssize_t c_read "read"(int fd, void *into, size_t n)
+    ssize_t readv(int fd, const iovec *iov, int n)
+    ssize_t c_write "write"(int fd, const void *data, size_t n)
+    ssize_t c_send "send"(int fd, const void *data, size_t n, int flags)
+    ssize_t sendmsg(int fd, const msghdr *msg, int flags)
+    int c_close "close"(int fd)
+    int ioctl(int fd, unsigned long request, int *value)
+    unsigned long FIONREAD
+    int MSG_NOSIGNAL
+
+    ctypedef unsigned int socklen_t
+    struct sockaddr:
+        unsigned short sa_family
+    struct in_addr:
+        pass
+    struct sockaddr_in:
+        unsigned short sin_port
+        in_addr sin_addr
+    struct in6_addr:
+        pass
+    struct sockaddr_in6:
+        unsigned short sin6_port
+        unsigned int sin6_flowinfo
+        in6_addr sin6_addr
+        unsigned int sin6_scope_id
+    int AF_INET, AF_INET6, SOL_SOCKET, SO_ERROR, SHUT_WR, SOCK_NONBLOCK, SOCK_CLOEXEC
+    int accept4(int fd, sockaddr *address, socklen_t *n, int flags)
+    int getsockname(int fd, sockaddr *address, socklen_t *n)
+    int getpeername(int fd, sockaddr *address, socklen_t *n)
+    int c_shutdown "shutdown"(int fd, int how)
+    int c_setsockopt "setsockopt"(int fd, int level, int name, const void *value, socklen_t n)
+    int c_getsockopt "getsockopt"(int fd, int level, int name, void *value, socklen_t *n)
+    const char *inet_ntop(int family, const void *source, char *into, socklen_t n)
+    unsigned short ntohs(unsigned short value)
+
+cdef enum:
+    _MAX_IOVECS = 64         # chunks in one writev: what a read's worth of small answers needs
+    _GATHER_BYTES = 16384    # up to here, copying small chunks together is cheaper than an iovec for each
+    _GATHER_CHUNK = 2048     # mean chunk size above which an iovec is cheaper than the copy
+    _RELEASE_BYTES = 32768   # from here the kernel's copy is longer than giving the lock away
+    _ADDRESS_BYTES = 128     # sizeof(struct sockaddr_storage)
+    _TEXT_BYTES = 64         # room for INET6_ADDRSTRLEN
+
+
+# --- clocks and threads ---------------------------------------------------------------------------------------
+
+cpdef long thread_id() noexcept:
+    return <long>PyThread_get_thread_ident()
+
+
+cpdef long long monotonic_us() noexcept:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <long long>t.tv_sec * 1000000 + t.tv_nsec // 1000
+
+
+cpdef long long realtime_us() noexcept:
+    cdef timespec t
+    clock_gettime(CLOCK_REALTIME, &t)
+    return <long long>t.tv_sec * 1000000 + t.tv_nsec // 1000
+
+
+# --- bytes in a bytearray: the caller has checked the bounds --------------------------------------------------
+
+cdef class ReadableRegion:
+    """``_data[_begin:_end]`` as a read-only buffer: the base of ``Buffer``."""
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        if flags & PyBUF_WRITABLE:
+            view.obj = None
+            raise BufferError("a Buffer exports its readable bytes read-only")
+        # The view's owner is the bytearray: it stays valid whatever becomes of this object.
+        PyObject_GetBuffer(self._data, view, flags)
+        view.buf = <char *>view.buf + self._begin
+        view.len = self._end - self._begin
+        view.readonly = 1
+
+
+cpdef bint is_exported(bytearray data) noexcept:
+    return (<PyByteArrayObject *>data).ob_exports > 0
+
+
+cpdef object store(bytearray data, Py_ssize_t at, object source, Py_ssize_t count):
+    cdef const unsigned char[::1] view
+    if count == 0:
+        return None
+    if type(source) is bytes:
+        memcpy(PyByteArray_AS_STRING(data) + at, PyBytes_AS_STRING(source), count)
+    else:
+        view = source
+        memcpy(PyByteArray_AS_STRING(data) + at, &view[0], count)
+
+
+cpdef bytes load(bytearray data, Py_ssize_t at, Py_ssize_t count):
+    return PyBytes_FromStringAndSize(PyByteArray_AS_STRING(data) + at, count)
+
+
+cpdef object move(bytearray data, Py_ssize_t to, Py_ssize_t at, Py_ssize_t count):
+    memmove(PyByteArray_AS_STRING(data) + to, PyByteArray_AS_STRING(data) + at, count)
+
+
+cpdef object copy(bytearray into, Py_ssize_t to, bytearray data, Py_ssize_t at, Py_ssize_t count):
+    memcpy(PyByteArray_AS_STRING(into) + to, PyByteArray_AS_STRING(data) + at, count)
+
+
+cpdef object store_int(bytearray data, Py_ssize_t at, int width, long long value):
+    cdef uint8_t *p = <uint8_t *>PyByteArray_AS_STRING(data) + at
+    cdef int i
+    for i in range(width - 1, -1, -1):
+        p[i] = <uint8_t>(value & 0xFF)
+        value >>= 8
+
+
+cpdef long long load_int(bytearray data, Py_ssize_t at, int width) noexcept:
+    cdef uint8_t *p = <uint8_t *>PyByteArray_AS_STRING(data) + at
+    cdef uint64_t value = 0
+    cdef int i
+    for i in range(width):
+        value = (value << 8) | p[i]
+    if width < 8 and p[0] & 0x80:
+        value |= (<uint64_t>0xFFFFFFFFFFFFFFFFULL) << (8 * width)
+    return <long long>value
+
+
+cpdef Py_ssize_t find(bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes what) noexcept:
+    cdef char *base = PyByteArray_AS_STRING(data)
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(what)
+    cdef char *found
+    if n == 0:
+        return begin
+    if end - begin < n:
+        return -1
+    if n == 1:
+        found = <char *>memchr(base + begin, (<unsigned char *>PyBytes_AS_STRING(what))[0], end - begin)
+    else:
+        found = <char *>memmem(base + begin, end - begin, PyBytes_AS_STRING(what), n)
+    return -1 if found == NULL else found - base
+
+
+# --- reading and writing ---------------------------------------------------------------------------------------
+
+cpdef Py_ssize_t read_into(int fd, bytearray into, Py_ssize_t begin, Py_ssize_t end) noexcept:
+    cdef ssize_t n = c_read(fd, PyByteArray_AS_STRING(into) + begin, end - begin)
+    return n if n >= 0 else -errno
+
+
+cpdef Py_ssize_t read_into_two(
+        int fd, bytearray first, Py_ssize_t begin, Py_ssize_t end, bytearray second) noexcept:
+    cdef iovec iov[2]
+    cdef ssize_t n
+    iov[0].iov_base = PyByteArray_AS_STRING(first) + begin
+    iov[0].iov_len = end - begin
+    iov[1].iov_base = PyByteArray_AS_STRING(second)
+    iov[1].iov_len = len(second)
+    n = readv(fd, iov, 2)
+    return n if n >= 0 else -errno
+
+
+cdef ssize_t _write(int fd, const char *data, Py_ssize_t n) noexcept:
+    # MSG_NOSIGNAL: a program that gave SIGPIPE back its default must not die of a peer that left.
+    cdef ssize_t sent
+    if n > _RELEASE_BYTES:
+        with nogil:
+            sent = c_send(fd, data, n, MSG_NOSIGNAL)
+            if sent < 0:
+                sent = -errno
+        return sent
+    sent = c_send(fd, data, n, MSG_NOSIGNAL)
+    return sent if sent >= 0 else -errno
+
+
+cpdef Py_ssize_t write_bytes(int fd, bytes chunk, Py_ssize_t offset) noexcept:
+    return _write(fd, PyBytes_AS_STRING(chunk) + offset, PyBytes_GET_SIZE(chunk) - offset)
+
+
+cpdef Py_ssize_t write_chunks(int fd, list chunks, Py_ssize_t first, Py_ssize_t offset):
+    cdef iovec iov[_MAX_IOVECS]
+    cdef char gathered[_GATHER_BYTES]
+    cdef msghdr message
+    cdef Py_ssize_t total = 0, at = 0, i
+    cdef int count = 0
+    cdef ssize_t sent
+    cdef bytes chunk
+    for i in range(first, len(chunks)):
+        if count == _MAX_IOVECS:
+            break
+        chunk = <bytes>chunks[i]
+        iov[count].iov_base = PyBytes_AS_STRING(chunk) + offset
+        iov[count].iov_len = PyBytes_GET_SIZE(chunk) - offset
+        total += iov[count].iov_len
+        offset = 0
+        count += 1
+    if total <= _GATHER_BYTES and total <= count * _GATHER_CHUNK:
+        for i in range(count):
+            memcpy(gathered + at, iov[i].iov_base, iov[i].iov_len)
+            at += iov[i].iov_len
+        return _write(fd, gathered, total)
+    # sendmsg is writev with flags.
+    message.msg_iov = NULL
+    _clear(&message)
+    message.msg_iov = iov
+    message.msg_iovlen = count
+    if total > _RELEASE_BYTES:
+        with nogil:
+            sent = sendmsg(fd, &message, MSG_NOSIGNAL)
+            if sent < 0:
+                sent = -errno
+        return sent
+    sent = sendmsg(fd, &message, MSG_NOSIGNAL)
+    return sent if sent >= 0 else -errno
+
+
+cdef void _clear(msghdr *message) noexcept:
+    cdef char *p = <char *>message
+    cdef size_t i
+    for i in range(sizeof(msghdr)):
+        p[i] = 0
+
+
+# --- sockets ---------------------------------------------------------------------------------------------------
+
+cpdef int set_option(int fd, int level, int option, int value) noexcept:
+    return 0 if c_setsockopt(fd, level, option, &value, sizeof(value)) == 0 else -errno
+
+
+cpdef int take_error(int fd) noexcept:
+    cdef int value = 0
+    cdef socklen_t n = sizeof(value)
+    if c_getsockopt(fd, SOL_SOCKET, SO_ERROR, &value, &n) < 0:
+        return errno
+    return value
+
+
+cpdef int unread_bytes(int fd) noexcept:
+    cdef int value = 0
+    return value if ioctl(fd, FIONREAD, &value) == 0 else -errno
+
+
+cpdef int shutdown_write(int fd) noexcept:
+    return 0 if c_shutdown(fd, SHUT_WR) == 0 else -errno
+
+
+cpdef int close(int fd) noexcept:
+    return 0 if c_close(fd) == 0 else -errno
+
+
+cdef object _address(sockaddr *address):
+    cdef char text[_TEXT_BYTES]
+    cdef sockaddr_in *v4 = <sockaddr_in *>address
+    cdef sockaddr_in6 *v6 = <sockaddr_in6 *>address
+    if address.sa_family == AF_INET:
+        inet_ntop(AF_INET, &v4.sin_addr, text, _TEXT_BYTES)
+        return PyUnicode_FromString(text), <int>ntohs(v4.sin_port), 0
+    if address.sa_family == AF_INET6:
+        inet_ntop(AF_INET6, &v6.sin6_addr, text, _TEXT_BYTES)
+        return PyUnicode_FromString(text), <int>ntohs(v6.sin6_port), <long long>v6.sin6_scope_id
+    return "", 0, 0
+
+
+cpdef object accept(int fd):
+    cdef char storage[_ADDRESS_BYTES]
+    cdef socklen_t n = _ADDRESS_BYTES
+    cdef int new_fd = accept4(fd, <sockaddr *>storage, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)
+    if new_fd < 0:
+        return -errno, None
+    return new_fd, _address(<sockaddr *>storage)
+
+
+cpdef object local_address(int fd):
+    cdef char storage[_ADDRESS_BYTES]
+    cdef socklen_t n = _ADDRESS_BYTES
+    if getsockname(fd, <sockaddr *>storage, &n) < 0:
+        return None
+    return _address(<sockaddr *>storage)
+
+
+cpdef object peer_address(int fd):
+    cdef char storage[_ADDRESS_BYTES]
+    cdef socklen_t n = _ADDRESS_BYTES
+    if getpeername(fd, <sockaddr *>storage, &n) < 0:
+        return None
+    return _address(<sockaddr *>storage)
+
+
+# --- what a loop waits with ------------------------------------------------------------------------------------
+
+cdef class Epoll:
+    """An epoll descriptor and the array its events are returned in."""
+
+    def __cinit__(self, int capacity):
+        self._fd = -1
+        self._events = <epoll_event *>malloc(capacity * sizeof(epoll_event))
+        if self._events == NULL:
+            raise MemoryError()
+        self.capacity = capacity
+        self._fd = epoll_create1(EPOLL_CLOEXEC)
+        if self._fd < 0:
+            raise OSError(errno, "epoll_create1 failed")
+
+    def __dealloc__(self):
+        if self._fd >= 0:
+            c_close(self._fd)
+        free(self._events)
+
+    def fileno(self):
+        return self._fd
+
+    def close(self):
+        if self._fd >= 0:
+            c_close(self._fd)
+            self._fd = -1
+
+    cpdef int control(self, int op, int fd, unsigned int events) noexcept:
+        cdef epoll_event event
+        event.events = events
+        event.data.fd = fd
+        return 0 if epoll_ctl(self._fd, op, fd, &event) == 0 else -errno
+
+    cpdef int wait(self, int timeout_ms) except? -4:
+        cdef int n
+        with nogil:
+            n = epoll_wait(self._fd, self._events, self.capacity, timeout_ms)
+            if n < 0:
+                n = -errno
+        if n == -EINTR:
+            PyErr_CheckSignals()  # Ctrl-C becomes KeyboardInterrupt here
+        return n
+
+    cpdef int fd_at(self, int i) noexcept:
+        return self._events[i].data.fd
+
+    cpdef unsigned int events_at(self, int i) noexcept:
+        return self._events[i].events
+
+    cpdef object grow(self):
+        cdef epoll_event *events = <epoll_event *>malloc(2 * self.capacity * sizeof(epoll_event))
+        if events == NULL:
+            raise MemoryError()
+        free(self._events)
+        self._events = events
+        self.capacity *= 2
+
+
+cpdef int make_eventfd() noexcept:
+    cdef int fd = c_eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+    return fd if fd >= 0 else -errno
+
+
+cpdef int signal_eventfd(int fd) noexcept:
+    cdef uint64_t one = 1
+    return 0 if c_write(fd, &one, sizeof(one)) == sizeof(one) else -errno
+
+
+cpdef int make_timerfd() noexcept:
+    cdef int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
+    return fd if fd >= 0 else -errno
+
+
+cpdef int arm_timerfd(int fd, long long delay_us) noexcept:
+    cdef itimerspec when
+    if delay_us < 1:
+        delay_us = 1  # zero would disarm it
+    when.it_interval.tv_sec = 0
+    when.it_interval.tv_nsec = 0
+    when.it_value.tv_sec = delay_us // 1000000
+    when.it_value.tv_nsec = (delay_us % 1000000) * 1000
+    return 0 if timerfd_settime(fd, 0, &when, NULL) == 0 else -errno
+
+
+cpdef int drain_counter(int fd) noexcept:
+    cdef uint64_t count
+    return 0 if c_read(fd, &count, sizeof(count)) == sizeof(count) else -errno

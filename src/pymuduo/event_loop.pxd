@@ -1,0 +1,61 @@
+cimport cython
+
+from pymuduo cimport _sys, timestamp
+from pymuduo.channel cimport Channel
+from pymuduo.poller.base cimport Poller
+from pymuduo.timer_queue cimport Timer, TimerQueue
+from pymuduo.timestamp cimport Timestamp
+
+cdef extern from "<stdatomic.h>":
+    ctypedef int atomic_int
+
+cdef class Flushable:
+    cdef bint _flush_queued
+    cpdef object flush(self)
+
+
+cdef class EventLoop:
+    cdef object __weakref__
+    cdef readonly str name
+    cdef public object exception_handler
+    cdef public object context
+    cdef readonly bytearray read_area
+    cdef public object spare_output
+    cdef readonly long long iteration
+    cdef long _thread_id
+    cdef str _thread_name
+    cdef int _pid
+    cdef Poller _poller
+    cdef TimerQueue _timers
+    cdef object _pending
+    cdef list _active
+    cdef list _to_flush
+    cdef list _close_hooks
+    cdef object _lock
+    cdef int _wakeup_fd
+    cdef Channel _wakeup_channel
+    cdef atomic_int _asleep
+    cdef atomic_int _quit
+    cdef atomic_int _running
+    cdef atomic_int _closed
+    cdef long long _poll_return_us
+    cdef Timestamp _poll_return_time
+
+    @cython.locals(channel=Channel)
+    cdef object _iterate(self)
+    cdef object _poll(self)
+    @cython.locals(count=Py_ssize_t)
+    cdef object _run_pending(self)
+    cdef object _call(self, object callback, tuple args)
+    @cython.locals(flushable=Flushable)
+    cdef object _flush(self)
+    cpdef bint is_in_loop_thread(self) noexcept
+    cpdef object assert_in_loop_thread(self)
+    cpdef bint post(self, object callback, tuple args) except -1
+    cpdef object update_channel(self, Channel channel)
+    cpdef object remove_channel(self, Channel channel)
+    cpdef object flush_later(self, Flushable flushable)
+    cpdef object renew_read_area(self)
+    cdef object _wake_up(self)
+    cdef Timer _add_timer(self, object callback, tuple args, double delay, double interval)
+    cpdef Timestamp get_poll_return_time(self)

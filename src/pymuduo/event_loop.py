@@ -1,0 +1,502 @@
+"""The reactor: one loop in one thread that waits for events and calls back. muduo's ``EventLoop``.
+
+An iteration: poll → handle each channel's events → run expired timers → run pending functors → flush what
+connections were sent outside their own handlers → poll.
+
+Everything here belongs to the thread that made the loop, except the doors: ``run_in_loop``, ``queue_in_loop``,
+``run_at``, ``run_after``, ``run_every``, ``cancel`` and ``quit``. A door appends to the pending functors (a deque,
+whose append is atomic on every build) and wakes the loop only if it may be asleep: the loop says so in ``_asleep``
+*before* it looks at the functors for the last time, and a caller looks at ``_asleep`` *after* it has appended, so one
+of the two always sees the other. A burst of a million calls costs a handful of wake-ups.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import math
+import os
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from pymuduo import _sys, timestamp
+from pymuduo.channel import Channel
+from pymuduo.poller import default_poller
+from pymuduo.timer_queue import Timer, TimerQueue
+from pymuduo.timestamp import Timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+_log = logging.getLogger("pymuduo.event_loop")
+
+_READ_AREA_BYTES = 65536 + 8  # one read's worth and a Buffer's prepend area
+_FOREVER_S = 100 * 365 * 86400.0  # delays beyond a century mean "never", and would overflow the timer's integer
+_thread_loop = threading.local()
+
+
+class Flushable:
+    """Something with bytes to send before its loop polls again; a connection is one."""
+
+    __slots__ = ("_flush_queued",)
+
+    def flush(self) -> None:
+        """Send what there is."""
+        raise NotImplementedError
+
+
+class EventLoop:
+    """Waits for events on descriptors, for timers and for calls from other threads, and calls back.
+
+    A thread has at most one loop, and the loop belongs to the thread that made it. Use it as a context manager, or
+    call ``close`` when you are done: that ends the servers on it, and closes every descriptor it opened.
+
+    Attributes:
+        name: for logs; the thread's name unless given.
+        context: yours; the library does not touch it.
+        exception_handler: called as ``handler(exception, source)`` in the loop's thread when a callback raises;
+            *source* is the connection, Timer, Channel or function. Replaces the policy of logging the traceback
+            and closing the connection. KeyboardInterrupt and SystemExit are no accidents: they leave ``run``.
+        iteration: how many times the loop has polled.
+
+    Raises:
+        RuntimeError: this thread has a loop already.
+        OSError: no descriptor is left for epoll, eventfd or timerfd.
+
+    Not usable after ``os.fork`` in the child: make a new loop there. muduo: ``EventLoop``.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_active",
+        "_asleep",
+        "_close_hooks",
+        "_closed",
+        "_lock",
+        "_pending",
+        "_pid",
+        "_poll_return_time",
+        "_poll_return_us",
+        "_poller",
+        "_quit",
+        "_running",
+        "_thread_id",
+        "_thread_name",
+        "_timers",
+        "_to_flush",
+        "_wakeup_channel",
+        "_wakeup_fd",
+        "context",
+        "exception_handler",
+        "iteration",
+        "name",
+        "read_area",
+        "spare_output",
+    )
+
+    def __init__(self, name: str | None = None) -> None:
+        existing = EventLoop.current()
+        if existing is not None:
+            raise RuntimeError(
+                f"thread {threading.current_thread().name!r} already has a loop: {existing!r} (one loop per thread)"
+            )
+        self._closed = 1  # until everything below is there
+        self._thread_id = _sys.thread_id()
+        self._thread_name = threading.current_thread().name
+        self._pid = os.getpid()
+        self.name = self._thread_name if name is None else name
+        self.context: Any = None
+        self.exception_handler: Callable[[BaseException, object], object] | None = None
+        self.iteration = 0
+        self.read_area = bytearray(_READ_AREA_BYTES)
+        self.spare_output: Any = None  # an empty OutputQueue that the next connection to send may use
+        self._pending: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = collections.deque()
+        self._active: list[Channel] = []
+        self._to_flush: list[Flushable] = []
+        self._close_hooks: list[Callable[[], object]] = []
+        self._lock = threading.Lock()  # between waking the loop up and closing the eventfd
+        self._asleep = 0
+        self._quit = 0
+        self._running = 0
+        self._poll_return_us = _sys.realtime_us()
+        self._poll_return_time: Timestamp | None = None
+        self._poller = default_poller()
+        self._wakeup_fd = _sys.make_eventfd()
+        if self._wakeup_fd < 0:
+            self._poller.close()
+            raise OSError(-self._wakeup_fd, f"eventfd failed: {os.strerror(-self._wakeup_fd)}")
+        self._wakeup_channel = Channel(self, self._wakeup_fd)
+        self._wakeup_channel.read_callback = self._handle_wakeup
+        try:
+            self._timers = TimerQueue(self)
+        except OSError:
+            _sys.close(self._wakeup_fd)
+            self._poller.close()
+            raise
+        self._closed = 0
+        self._wakeup_channel.enable_reading()
+        self._timers.start()
+        _thread_loop.loop = self
+
+    # --- the life of a loop ---
+
+    @staticmethod
+    def current() -> EventLoop | None:
+        """Return the calling thread's loop, or None. muduo: ``getEventLoopOfCurrentThread``."""
+        return getattr(_thread_loop, "loop", None)
+
+    def run(self) -> None:
+        """Serve until ``quit``; the loop's thread only. May be called again afterwards.
+
+        Functors queued so far are run and output is flushed before it returns. A ``quit`` that came before ``run``
+        counts: it returns after one round.
+
+        Raises:
+            RuntimeError: wrong thread, running already, closed, or the process was forked.
+            BaseException: what a callback raised, if it is no ``Exception`` (KeyboardInterrupt, SystemExit).
+
+        muduo: ``EventLoop::loop``.
+        """
+        self.assert_in_loop_thread()
+        if self._closed:
+            raise RuntimeError(f"{self!r} is closed")
+        if self._running:
+            raise RuntimeError(f"{self!r} is running already")
+        if self._pid != os.getpid():
+            raise RuntimeError(f"{self!r} was made in process {self._pid}; a forked child needs a loop of its own")
+        self._running = 1
+        try:
+            while not self._quit:
+                self._iterate()
+            self._run_pending()
+        finally:
+            self._quit = 0
+            self._running = 0
+            self._active.clear()
+            self._flush()
+
+    def quit(self) -> None:
+        """Let ``run`` return after the iteration in progress; from any thread. Before ``run`` it is remembered."""
+        self._quit = 1
+        if self._asleep:
+            self._wake_up()
+
+    def close(self) -> None:
+        """End the servers and connections of this loop, run what is queued, and close the loop's descriptors.
+
+        The loop's thread only; twice is harmless.
+
+        Raises:
+            RuntimeError: wrong thread, or the loop is running (``quit`` first).
+        """
+        if self._closed:
+            return
+        self.assert_in_loop_thread()
+        if self._running:
+            raise RuntimeError(f"{self!r} is running: quit() first, close() after run() has returned")
+        if self._pid == os.getpid():
+            self._quit = 0
+            while self._close_hooks:
+                self._call(self._close_hooks.pop(), ())
+            for channel in self._poller.channels():
+                if channel is not self._wakeup_channel and channel.fd != self._timers.fd:
+                    self._call(channel.abandon, ())
+            while self._pending or self._to_flush:
+                self._run_pending()
+                self._flush()
+        with self._lock:
+            self._closed = 1
+            self._asleep = 0
+            self._timers.close()
+            self._wakeup_channel.disable_all()
+            self._wakeup_channel.remove()
+            self._wakeup_channel.read_callback = None
+            _sys.close(self._wakeup_fd)
+            self._wakeup_fd = -1
+            self._poller.close()
+        if EventLoop.current() is self:
+            _thread_loop.loop = None
+
+    def __del__(self) -> None:
+        if not self._closed:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2)
+            self._closed = 1
+            _sys.close(self._wakeup_fd)
+            self._timers.close_descriptor()
+            self._poller.close()
+
+    def call_at_close(self, hook: Callable[[], object]) -> None:
+        """Call *hook* when the loop is closed, before its descriptors are; the loop's thread only."""
+        self.assert_in_loop_thread()
+        self._close_hooks.append(hook)
+
+    def forget_at_close(self, hook: Callable[[], object]) -> None:
+        """Take back ``call_at_close``; the loop's thread only."""
+        self.assert_in_loop_thread()
+        if hook in self._close_hooks:
+            self._close_hooks.remove(hook)
+
+    def __enter__(self) -> EventLoop:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- doors: from any thread ---
+
+    def run_in_loop(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call ``callback(*args)`` in the loop's thread: now if that is the caller's, else as a queued functor.
+
+        Raises:
+            RuntimeError: the loop is closed.
+        """
+        if self.is_in_loop_thread():
+            callback(*args)
+        elif not self.post(callback, args):
+            raise RuntimeError(f"{self!r} is closed")
+
+    def queue_in_loop(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call ``callback(*args)`` in the loop's thread later in this iteration or in the next one; never now.
+
+        Functors of one thread run in the order in which it queued them.
+
+        Raises:
+            RuntimeError: the loop is closed.
+        """
+        if not self.post(callback, args):
+            raise RuntimeError(f"{self!r} is closed")
+
+    def run_at(self, when: Timestamp, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call ``callback(*args)`` at the moment *when*, by the clock as it stands now.
+
+        The returned Timer can be given to ``cancel``. A moment that has passed means as soon as possible.
+        """
+        delay = (when.us - _sys.realtime_us()) / 1_000_000
+        return self._add_timer(callback, args, delay, 0.0)
+
+    def run_after(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call ``callback(*args)`` after *delay* seconds (microsecond resolution), not before.
+
+        Raises:
+            ValueError: *delay* is not a number; a negative one means as soon as possible.
+        """
+        return self._add_timer(callback, args, delay, 0.0)
+
+    def run_every(self, interval: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call ``callback(*args)`` every *interval* seconds, in step with the first call.
+
+        Calls that a busy loop missed are left out, not made up for.
+
+        Raises:
+            ValueError: *interval* is shorter than a microsecond, or not a number.
+        """
+        if not interval >= 1e-6:
+            raise ValueError(f"run_every: interval must be at least 0.000001 s, got {interval}")
+        return self._add_timer(callback, args, interval, interval)
+
+    def cancel(self, timer: Timer) -> None:
+        """Never call *timer* again; it may be expired, cancelled, or the one whose callback this is.
+
+        Called in the loop's thread, it holds at once, even for a timer that is due in the same iteration.
+
+        Raises:
+            ValueError: the timer belongs to another loop.
+        """
+        if timer.loop is not self:
+            raise ValueError(f"cancel: {timer!r} belongs to {timer.loop!r}, not to {self!r}")
+        if self.is_in_loop_thread():
+            self._timers.cancel(timer)
+        else:
+            self.post(self._cancel_timer, (timer,))
+
+    # --- state ---
+
+    def is_in_loop_thread(self) -> bool:
+        """Whether the caller runs in the loop's thread."""
+        return self._thread_id == _sys.thread_id()
+
+    def assert_in_loop_thread(self) -> None:
+        """Raise RuntimeError, naming both threads, unless the caller runs in the loop's thread."""
+        if self._thread_id != _sys.thread_id():
+            raise RuntimeError(
+                f"{self!r} belongs to thread {self._thread_name!r}, called from {threading.current_thread().name!r}"
+            )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether ``run`` is in progress."""
+        return bool(self._running)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether ``close`` has been called."""
+        return bool(self._closed)
+
+    @property
+    def poll_return_time(self) -> Timestamp:
+        """When the last poll returned: one reading of the clock for a whole iteration. The loop's thread only."""
+        return self.get_poll_return_time()
+
+    @property
+    def pending_count(self) -> int:
+        """Functors that wait to be run; from any thread. muduo: ``queueSize``."""
+        return len(self._pending)
+
+    @property
+    def timer_count(self) -> int:
+        """Timers that wait to expire; the loop's thread only."""
+        return len(self._timers)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "running" if self._running else "idle"
+        return f"<EventLoop {self.name!r} {state}>"
+
+    # --- for the classes that live on a loop ---
+
+    def post(self, callback: Callable[..., object], args: tuple[Any, ...]) -> bool:
+        """Queue a functor; False if the loop is closed. From any thread."""
+        if self._closed:
+            return False
+        self._pending.append((callback, args))
+        if self._asleep:
+            self._wake_up()
+        return True
+
+    def get_poll_return_time(self) -> Timestamp:
+        """Return ``poll_return_time``; made only if somebody asks."""
+        if self._poll_return_time is None:
+            self._poll_return_time = timestamp.from_us(self._poll_return_us)
+        return self._poll_return_time
+
+    def flush_later(self, flushable: Flushable) -> None:
+        """Flush it before the loop polls again; the loop's thread only."""
+        if not flushable._flush_queued:
+            flushable._flush_queued = True
+            self._to_flush.append(flushable)
+
+    def renew_read_area(self) -> None:
+        """Leave the read area to the memoryview that shows it, and take a new one."""
+        self.read_area = bytearray(_READ_AREA_BYTES)
+
+    def update_channel(self, channel: Channel) -> None:
+        """Let the poller know of a channel's interest."""
+        self.assert_in_loop_thread()
+        self._poller.update_channel(channel)
+
+    def remove_channel(self, channel: Channel) -> None:
+        """Let the poller forget a channel."""
+        self.assert_in_loop_thread()
+        self._poller.remove_channel(channel)
+
+    def has_channel(self, channel: Channel) -> bool:
+        """Whether the poller knows the channel."""
+        self.assert_in_loop_thread()
+        return self._poller.has_channel(channel)
+
+    def handle_exception(self, exception: BaseException, source: object) -> bool:
+        """Report what a callback raised; True if the default policy applies (nobody has set a handler)."""
+        if self.exception_handler is None:
+            _log.error("exception in a callback of %r", source, exc_info=exception)
+            return True
+        try:
+            self.exception_handler(exception, source)
+        except Exception:
+            _log.exception("exception in the exception handler, called for %r and %r", exception, source)
+        return False
+
+    # --- one iteration ---
+
+    def _iterate(self) -> None:
+        self._poll()
+        for channel in self._active:
+            try:
+                channel.handle_event()
+            except Exception as e:
+                self.handle_exception(e, channel)
+        self._active.clear()
+        if self._timers.has_expired:
+            self._timers.run_expired()
+        if self._pending:
+            self._run_pending()
+        if self._to_flush:
+            self._flush()
+
+    def _poll(self) -> None:
+        """Wait for events, unless there is something else to do."""
+        if self._timers.needs_arming:
+            self._timers.arm()
+        timeout_ms = -1
+        # Sleep is announced before the last look: whoever adds work after that look sees the flag and wakes us.
+        self._asleep = 1
+        if self._pending or self._quit or self._to_flush:
+            self._asleep = 0
+            timeout_ms = 0
+        try:
+            self._poller.poll(timeout_ms, self._active)
+        finally:
+            self._asleep = 0
+        self.iteration += 1
+        self._poll_return_us = _sys.realtime_us()
+        self._poll_return_time = None
+
+    def _run_pending(self) -> None:
+        """Run the functors that are there now; what they queue waits for the next iteration."""
+        pending = self._pending
+        count = len(pending)
+        for _ in range(count):
+            callback, args = pending.popleft()
+            self._call(callback, args)
+
+    def _call(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        try:
+            callback(*args)
+        except Exception as e:
+            self.handle_exception(e, callback)
+
+    def _flush(self) -> None:
+        """Send what connections were sent; a flush that makes more is served in the same pass."""
+        to_flush = self._to_flush
+        for flushable in to_flush:
+            flushable._flush_queued = False
+            try:
+                flushable.flush()
+            except Exception as e:
+                self.handle_exception(e, flushable)
+        to_flush.clear()
+
+    # --- private ---
+
+    def _wake_up(self) -> None:
+        # One caller of many is enough. Two that get here at once wake the loop twice, which is harmless.
+        self._asleep = 0
+        with self._lock:
+            if not self._closed:
+                _sys.signal_eventfd(self._wakeup_fd)
+
+    def _handle_wakeup(self, receive_time: Timestamp) -> None:
+        _sys.drain_counter(self._wakeup_fd)
+
+    def _insert_timer(self, timer: Timer) -> None:
+        self._timers.add(timer)
+
+    def _cancel_timer(self, timer: Timer) -> None:
+        self._timers.cancel(timer)
+
+    def _add_timer(self, callback: Callable[..., object], args: tuple[Any, ...], delay: float, interval: float) -> Timer:
+        if self._closed:
+            raise RuntimeError(f"{self!r} is closed")
+        if math.isnan(delay):
+            raise ValueError(f"delay must be a number of seconds, got {delay}")
+        delay = min(max(delay, 0.0), _FOREVER_S)
+        # Rounded up: a timer may be late, never early.
+        when_us = _sys.monotonic_us() + math.ceil(delay * 1_000_000)
+        timer = Timer(self, callback, args, when_us, round(min(interval, _FOREVER_S) * 1_000_000))
+        if self.is_in_loop_thread():
+            self._timers.add(timer)
+        else:
+            self.post(self._insert_timer, (timer,))
+        return timer

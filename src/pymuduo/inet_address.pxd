@@ -1,0 +1,11 @@
+cimport cython
+
+
+cdef class InetAddress:
+    cdef readonly str ip
+    cdef readonly int port
+    cdef readonly long long scope_id
+
+
+@cython.locals(made=InetAddress)
+cdef InetAddress from_kernel(tuple address)

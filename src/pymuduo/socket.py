@@ -1,0 +1,207 @@
+"""A TCP socket descriptor and what can be set on it: muduo's ``Socket`` and ``SocketsOps``.
+
+A Socket owns its descriptor: closing it, or dropping the last reference, closes the descriptor. Every descriptor
+is non-blocking and close-on-exec. It belongs to the thread of whatever loop uses it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as _socket
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from pymuduo import _sys, inet_address
+from pymuduo.inet_address import InetAddress
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_SOL_SOCKET = _socket.SOL_SOCKET
+_TCP = _socket.IPPROTO_TCP
+_SO_REUSEADDR = _socket.SO_REUSEADDR
+_SO_REUSEPORT = _socket.SO_REUSEPORT
+_SO_KEEPALIVE = _socket.SO_KEEPALIVE
+_TCP_NODELAY = _socket.TCP_NODELAY
+
+# The first part of struct tcp_info (linux/tcp.h), unchanged since Linux 2.6: eight bytes, then 24 32-bit counters.
+_TCP_INFO = struct.Struct("8B24I")
+
+
+class TcpInfo(NamedTuple):
+    """What the kernel knows of a TCP connection (``TCP_INFO``); times in microseconds, sizes in bytes or segments.
+
+    muduo: ``getTcpInfo``, ``getTcpInfoString``.
+    """
+
+    state: int
+    ca_state: int
+    unrecovered: int  # retransmits in progress
+    rto: int
+    ato: int
+    snd_mss: int
+    rcv_mss: int
+    unacked: int
+    lost: int
+    retrans: int
+    rtt: int
+    rttvar: int
+    snd_ssthresh: int
+    snd_cwnd: int
+    total_retrans: int
+
+
+class Socket:
+    """Owns a TCP socket descriptor.
+
+    Args:
+        fd: a non-blocking, close-on-exec stream socket, owned by this object from now on.
+
+    muduo: ``Socket``.
+    """
+
+    __slots__ = ("__weakref__", "fd")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @staticmethod
+    def create(family: int) -> Socket:
+        """Return a new socket for ``AF_INET`` or ``AF_INET6``; OSError if there is no descriptor left."""
+        kind = _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
+        return Socket(_socket.socket(family, kind, 0).detach())
+
+    def bind(self, address: InetAddress) -> None:
+        """Take a local address.
+
+        Raises:
+            OSError: the address is in use, not this machine's, or not allowed; the message names it.
+        """
+        with _Borrowed(self.fd) as sock:
+            try:
+                if address.ip == "::":
+                    sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0)
+                sock.bind(address.sockaddr)
+            except OSError as e:
+                raise _named(e, "bind", address) from None
+
+    def listen(self, backlog: int = _socket.SOMAXCONN) -> None:
+        """Let peers connect; up to *backlog* of them wait to be accepted. Raises OSError."""
+        with _Borrowed(self.fd) as sock:
+            sock.listen(backlog)
+
+    def accept(self) -> tuple[int, InetAddress | None]:
+        """Accept one connection: its descriptor, which the caller owns, and the peer; or ``(-errno, None)``."""
+        fd, peer = _sys.accept(self.fd)
+        return fd, None if peer is None else inet_address.from_kernel(peer)
+
+    @property
+    def local_address(self) -> InetAddress:
+        """The address of this end. Raises OSError if the socket is closed."""
+        address = _sys.local_address(self.fd)
+        if address is None:
+            raise OSError(errno.EBADF, f"{self!r} has no local address")
+        return inet_address.from_kernel(address)
+
+    @property
+    def peer_address(self) -> InetAddress:
+        """The address of the other end. Raises OSError if there is none."""
+        address = _sys.peer_address(self.fd)
+        if address is None:
+            raise OSError(errno.ENOTCONN, f"{self!r} has no peer")
+        return inet_address.from_kernel(address)
+
+    def set_reuse_address(self, on: bool) -> None:
+        """Bind although connections of an earlier server linger in TIME_WAIT (``SO_REUSEADDR``)."""
+        self._set(_SOL_SOCKET, _SO_REUSEADDR, on)
+
+    def set_reuse_port(self, on: bool) -> None:
+        """Let several sockets bind the same port and share its connections (``SO_REUSEPORT``)."""
+        self._set(_SOL_SOCKET, _SO_REUSEPORT, on)
+
+    def set_keep_alive(self, on: bool) -> None:
+        """Let the kernel find out that a silent peer is gone (``SO_KEEPALIVE``)."""
+        self._set(_SOL_SOCKET, _SO_KEEPALIVE, on)
+
+    def set_tcp_no_delay(self, on: bool) -> None:
+        """Send small segments at once instead of waiting for an acknowledgement (Nagle's algorithm off)."""
+        self._set(_TCP, _TCP_NODELAY, on)
+
+    def get_option(self, level: int, option: int) -> int:
+        """Return an integer socket option. Raises OSError."""
+        with _Borrowed(self.fd) as sock:
+            return sock.getsockopt(level, option)
+
+    def take_error(self) -> int:
+        """Return the pending error (``SO_ERROR``) as an errno, 0 if there is none; taking it clears it."""
+        return _sys.take_error(self.fd)
+
+    def tcp_info(self) -> TcpInfo:
+        """Return what the kernel knows of the connection. Raises OSError."""
+        with _Borrowed(self.fd) as sock:
+            raw = sock.getsockopt(_TCP, _socket.TCP_INFO, 256)
+        v = _TCP_INFO.unpack_from(raw)
+        return TcpInfo(
+            state=v[0],
+            ca_state=v[1],
+            unrecovered=v[2],
+            rto=v[8],
+            ato=v[9],
+            snd_mss=v[10],
+            rcv_mss=v[11],
+            unacked=v[12],
+            lost=v[14],
+            retrans=v[15],
+            rtt=v[23],
+            rttvar=v[24],
+            snd_ssthresh=v[25],
+            snd_cwnd=v[26],
+            total_retrans=v[31],
+        )
+
+    def shutdown_write(self) -> int:
+        """Half-close: send FIN, go on receiving. 0 or ``-errno`` (a peer may be gone already)."""
+        return _sys.shutdown_write(self.fd)
+
+    def close(self) -> None:
+        """Close the descriptor; twice is harmless."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            _sys.close(fd)
+
+    def _set(self, level: int, option: int, on: bool) -> None:
+        result = _sys.set_option(self.fd, level, option, 1 if on else 0)
+        if result < 0:
+            raise OSError(-result, f"setsockopt({level}, {option}) on {self!r}: {os.strerror(-result)}")
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Socket fd={self.fd}>" if self.fd >= 0 else "<Socket closed>"
+
+
+class _Borrowed:
+    """A standard socket object over a descriptor that stays ours: for calls that are not on a hot path."""
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, fd: int) -> None:
+        if fd < 0:
+            raise OSError(errno.EBADF, "the socket is closed")
+        self._sock = _socket.socket(fileno=fd)
+
+    def __enter__(self) -> _socket.socket:
+        return self._sock
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._sock.detach()
+
+
+def _named(error: OSError, what: str, address: InetAddress) -> OSError:
+    """Return the same error with the address in its message."""
+    number = error.errno or 0
+    return OSError(number, f"cannot {what} {address}: {os.strerror(number)}")

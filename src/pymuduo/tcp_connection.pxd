@@ -1,0 +1,93 @@
+cimport cython
+
+from pymuduo cimport _sys
+from pymuduo.buffer cimport Buffer
+from pymuduo.channel cimport Channel
+from pymuduo.event_loop cimport EventLoop, Flushable
+from pymuduo.inet_address cimport InetAddress
+from pymuduo.output_queue cimport OutputQueue
+from pymuduo.socket cimport Socket
+
+cdef extern from "<stdatomic.h>":
+    ctypedef int atomic_int
+
+cdef int _CONNECTING
+cdef int _CONNECTED
+cdef int _DISCONNECTING
+cdef int _DISCONNECTED
+cdef unsigned int _READ
+cdef unsigned int _WRITE
+cdef unsigned int _ERROR
+cdef unsigned int _PEER_SHUTDOWN
+cdef int _EAGAIN
+cdef int _EINTR
+cdef int _ENOMEM
+cdef int _ENOBUFS
+cdef int _MAX_WRITES
+cdef Py_ssize_t _WRITE_AT_ONCE
+
+
+cdef class TcpConnection(Flushable)
+
+
+cdef class ConnectionChannel(Channel):
+    cdef TcpConnection _connection
+
+
+cdef class TcpConnection(Flushable):
+    cdef object __weakref__
+    cdef readonly EventLoop loop
+    cdef readonly InetAddress local_address
+    cdef readonly InetAddress peer_address
+    cdef public object context
+    cdef public object connection_callback
+    cdef public object message_callback
+    cdef public object write_complete_callback
+    cdef public object high_water_mark_callback
+    cdef public object close_callback
+    cdef public Py_ssize_t high_water_mark
+    cdef readonly long long bytes_received
+    cdef readonly long long bytes_sent
+    cdef readonly long long messages_received
+    cdef readonly long long messages_sent
+    cdef object _name
+    cdef readonly long long number
+    cdef object _removal
+    cdef object _close_timer
+    cdef Socket _socket
+    cdef ConnectionChannel _channel
+    cdef Buffer _input
+    cdef OutputQueue _output
+    cdef atomic_int _state
+    cdef atomic_int _closing
+    cdef atomic_int _reading
+    cdef bint _in_handler
+    cdef bint _above_mark
+    cdef bint _half_close_wanted
+    cdef bint _peer_closed
+    cdef bint _write_failed
+    cdef bint _destroyed
+
+    cpdef bint send(self, object data) except -1
+    @cython.locals(output=OutputQueue)
+    cpdef bint _send_in_loop(self, bytes data) except -1
+    @cython.locals(count=Py_ssize_t)
+    cdef object _handle_read(self)
+    cdef object _handle_write(self)
+    cdef object _handle_hang_up(self)
+    cdef object _handle_error(self)
+    cdef object _handle_unread_fin(self)
+    cdef object _handle_peer_shutdown(self)
+    cpdef object _handle_close(self)
+    @cython.locals(buffer=Buffer)
+    cdef object _take_message(self)
+    @cython.locals(output=OutputQueue, count=Py_ssize_t)
+    cdef object _write_output(self)
+    cdef object _output_drained(self)
+    cdef object _call_user(self, object callback)
+    cdef object _output_blocked(self)
+    cdef object _fail_output(self, int error)
+    @cython.locals(size=Py_ssize_t)
+    cdef object _check_high_water(self)
+    cdef object _set_interest(self, unsigned int events)
+    cpdef object flush(self)

@@ -1,0 +1,676 @@
+"""The life of one TCP connection: muduo's ``TcpConnection``.
+
+Owned by its loop's thread. The doors from other threads are ``send``, ``shutdown``, ``force_close``,
+``force_close_with_delay``, ``start_read`` and ``stop_read``: each hops into the loop as a functor, behind what the
+same thread has queued before, so that bytes sent before a shutdown leave before the FIN.
+
+=============  ================================  ==============================================================
+state          what leads on                     to
+=============  ================================  ==============================================================
+CONNECTING     ``connect_established``           CONNECTED, connection callback (up)
+CONNECTED      ``shutdown``                      DISCONNECTING; FIN once all output is sent
+CONNECTED      peer's FIN                        DISCONNECTING until all output is sent, then DISCONNECTED
+CONNECTED      ``force_close_with_delay``        DISCONNECTING, DISCONNECTED when the time is up
+DISCONNECTING  peer's FIN, all output sent       DISCONNECTED
+any            reset, error, ``force_close``     DISCONNECTED
+DISCONNECTED   (entered once)                    connection callback (down), close callback, then the owner's
+                                                 removal and ``connect_destroyed``, which closes the descriptor
+=============  ================================  ==============================================================
+
+Sends coalesce: what a connection's own message callback sends leaves with one system call when that callback
+returns, what is sent from elsewhere at the end of the iteration, and 64 KiB at once. No callback ever runs inside
+``send``: what follows from it is queued.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from pymuduo import _sys
+from pymuduo.buffer import Buffer
+from pymuduo.channel import ERROR_EVENT, PEER_SHUTDOWN_EVENT, READ_EVENT, WRITE_EVENT, Channel
+from pymuduo.event_loop import Flushable
+from pymuduo.output_queue import OutputQueue
+from pymuduo.socket import Socket, TcpInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Union
+
+    from pymuduo.event_loop import EventLoop
+    from pymuduo.inet_address import InetAddress
+    from pymuduo.timer_queue import Timer
+    from pymuduo.timestamp import Timestamp
+
+    BytesLike = Union[bytes, bytearray, memoryview]
+    ConnectionCallback = Callable[["TcpConnection"], object]
+    MessageCallback = Callable[["TcpConnection", Buffer, Timestamp], object]
+    WriteCompleteCallback = Callable[["TcpConnection"], object]
+    HighWaterMarkCallback = Callable[["TcpConnection", int], object]
+    CloseCallback = Callable[["TcpConnection"], object]
+
+_log = logging.getLogger("pymuduo.tcp_connection")
+
+_HIGH_WATER_MARK = 64 * 1024 * 1024
+_WRITE_AT_ONCE = 65536  # this much waiting is worth a system call before the callback returns
+_MAX_WRITES = 16  # system calls in one flush, so that a fast reader can't shut out the others
+_MAX_LAST_READS = 128  # reads of what a broken connection had received: 8 MiB, more than the kernel keeps
+
+
+class ConnectionState(enum.IntEnum):
+    """Where a connection is in its life. muduo: ``kConnecting`` … ``kDisconnected``."""
+
+    DISCONNECTED = 0
+    CONNECTING = 1
+    CONNECTED = 2
+    DISCONNECTING = 3
+
+
+_DISCONNECTED, _CONNECTING, _CONNECTED, _DISCONNECTING = 0, 1, 2, 3
+_READ, _WRITE, _ERROR, _PEER_SHUTDOWN = READ_EVENT, WRITE_EVENT, ERROR_EVENT, PEER_SHUTDOWN_EVENT
+_EAGAIN, _EINTR, _ENOMEM, _ENOBUFS = errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS
+
+
+class ConnectionChannel(Channel):
+    """A channel that calls its connection directly.
+
+    It holds the connection for as long as the loop may call it, so no event can meet an owner that is gone; this
+    takes the place of ``tie``. ``connect_destroyed`` lets go.
+    """
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, loop: EventLoop, fd: int, connection: TcpConnection) -> None:
+        super().__init__(loop, fd)
+        self._connection = connection
+
+    def _handle_read(self) -> None:
+        if self.events & _READ:
+            self._connection._handle_read()
+        else:
+            self._connection._handle_unread_fin()
+
+    def _handle_write(self) -> None:
+        self._connection._handle_write()
+
+    def _handle_close(self) -> None:
+        self._connection._handle_hang_up()
+
+    def _handle_error(self) -> None:
+        self._connection._handle_error()
+
+    def release(self) -> None:
+        """Let go of the connection: the loop will not call again."""
+        self._connection = None  # type: ignore[assignment]
+
+    def abandon(self) -> None:
+        """Close the connection because its loop is being closed."""
+        connection = self._connection
+        connection._handle_close()
+        connection.connect_destroyed()
+
+
+class TcpConnection(Flushable):
+    """One TCP connection, server's or client's side: bytes in by callback, bytes out by ``send``.
+
+    Servers and clients make connections; user code gets them in its callbacks and may keep them. All callbacks run
+    in the loop's thread. Set them before the connection is up, or in that thread.
+
+    Attributes:
+        loop: the loop that owns it. local_address, peer_address: both ends. These never change.
+        connection_callback: ``(connection)``, once when it is up and once when it is down (see ``connected``).
+        message_callback: ``(connection, buffer, receive_time)`` when bytes have arrived. Take from the buffer what
+            is complete; the rest stays for the next time. Unset: input is dropped.
+        write_complete_callback: ``(connection)``, queued whenever all output has gone to the kernel.
+        high_water_mark_callback: ``(connection, unsent_bytes)``, queued when the bytes that the kernel would not
+            take reach ``high_water_mark`` (bytes, 64 MiB at first); again only after they have fallen below it.
+        close_callback: ``(connection)``, once, after the connection callback for down.
+        context: yours; the library does not touch it.
+        bytes_received, bytes_sent: from and to the kernel. messages_received: calls of the message callback;
+            messages_sent: accepted sends. Exact in the loop's thread.
+
+    muduo: ``TcpConnection``.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_above_mark",
+        "_channel",
+        "_close_timer",
+        "_closing",
+        "_destroyed",
+        "_half_close_wanted",
+        "_in_handler",
+        "_input",
+        "_name",
+        "number",
+        "_output",
+        "_peer_closed",
+        "_reading",
+        "_removal",
+        "_socket",
+        "_state",
+        "_write_failed",
+        "bytes_received",
+        "bytes_sent",
+        "close_callback",
+        "connection_callback",
+        "context",
+        "high_water_mark",
+        "high_water_mark_callback",
+        "local_address",
+        "loop",
+        "message_callback",
+        "messages_received",
+        "messages_sent",
+        "peer_address",
+        "write_complete_callback",
+    )
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        name: str,
+        fd: int,
+        local_address: InetAddress,
+        peer_address: InetAddress,
+        number: int = -1,
+    ) -> None:
+        """Take over a connected socket; ``connect_established`` brings it to life.
+
+        Args:
+            fd: non-blocking and close-on-exec; owned by the connection from now on.
+            number: if not negative, ``#number`` ends the name. (The two are joined only when somebody asks.)
+        """
+        self.loop = loop
+        self._name = name
+        self.number = number
+        self.local_address = local_address
+        self.peer_address = peer_address
+        self.context: Any = None
+        self.connection_callback: ConnectionCallback | None = None
+        self.message_callback: MessageCallback | None = None
+        self.write_complete_callback: WriteCompleteCallback | None = None
+        self.high_water_mark_callback: HighWaterMarkCallback | None = None
+        self.high_water_mark = _HIGH_WATER_MARK
+        self.close_callback: CloseCallback | None = None
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self.messages_received = 0
+        self.messages_sent = 0
+        self._removal: CloseCallback | None = None
+        self._close_timer: Timer | None = None
+        self._socket = Socket(fd)
+        self._channel = ConnectionChannel(loop, fd, self)
+        self._input: Buffer | None = None
+        self._output: OutputQueue | None = None
+        self._state = _CONNECTING
+        self._closing = 0  # set by any thread that ends the connection: sends are refused from then on
+        self._reading = 0
+        self._flush_queued = False
+        self._in_handler = False
+        self._above_mark = False
+        self._half_close_wanted = False
+        self._peer_closed = False
+        self._write_failed = False
+        self._destroyed = False
+        _sys.set_option(fd, 1, 9, 1)  # SO_KEEPALIVE
+
+    # --- what it is ---
+
+    @property
+    def name(self) -> str:
+        """``server-ip:port#id``; never changes."""
+        return self._name if self.number < 0 else f"{self._name}#{self.number}"
+
+    @property
+    def state(self) -> ConnectionState:
+        """Where the connection is in its life; from any thread (it may have moved on by the time you look)."""
+        return ConnectionState(self._state)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is up; False in the connection callback means that it went down."""
+        return self._state == _CONNECTED
+
+    @property
+    def disconnected(self) -> bool:
+        """Whether the connection is down for good."""
+        return self._state == _DISCONNECTED
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether incoming bytes are being read: see ``stop_read``."""
+        return bool(self._reading)
+
+    @property
+    def input_buffer(self) -> Buffer:
+        """Bytes received and not yet taken. The loop's thread only; the message callback gets the same object."""
+        self.loop.assert_in_loop_thread()
+        if self._input is None:
+            self._input = Buffer(b"")
+        return self._input
+
+    @property
+    def output_size(self) -> int:
+        """Bytes sent with ``send`` that the kernel has not taken yet. The loop's thread only."""
+        self.loop.assert_in_loop_thread()
+        return 0 if self._output is None else self._output.size
+
+    def tcp_info(self) -> TcpInfo:
+        """Return what the kernel knows: round-trip time, retransmissions, windows. The loop's thread only.
+
+        Raises:
+            OSError: the descriptor is closed.
+        """
+        self.loop.assert_in_loop_thread()
+        return self._socket.tcp_info()
+
+    def set_tcp_no_delay(self, on: bool) -> None:
+        """Send small segments at once (``TCP_NODELAY``). The loop's thread only.
+
+        Raises:
+            OSError: the descriptor is closed.
+        """
+        self.loop.assert_in_loop_thread()
+        self._socket.set_tcp_no_delay(on)
+
+    # --- doors: from any thread ---
+
+    def send(self, data: BytesLike | Buffer) -> bool:
+        """Queue *data* for the peer; from any thread, in order, never blocking.
+
+        A ``Buffer`` is drained; other objects are left as they are, and copied if they are mutable. Bytes leave when
+        the current callback returns, at most one system call for all of them.
+
+        Returns:
+            False if the connection is no longer open: a peer may leave at any moment, so that is no error.
+        Raises:
+            TypeError: *data* is not bytes-like. (``str`` is not: encode it.)
+
+        muduo: ``TcpConnection::send``.
+        """
+        if type(data) is not bytes:
+            _check_sendable(data)
+        if self._closing or self._state != _CONNECTED:
+            _log.debug("%s: send after close, %d bytes dropped", self.name, len(data))
+            return False
+        if type(data) is not bytes:
+            data = data.retrieve_all_as_bytes() if isinstance(data, Buffer) else bytes(data)
+        if self.loop.is_in_loop_thread():
+            return self._send_in_loop(data)
+        return self.loop.post(self._send_in_loop, (data,))
+
+    def shutdown(self) -> None:
+        """Send everything queued so far, then FIN: the peer reads to the end, and may still send.
+
+        From any thread; later sends are refused. Twice is harmless.
+        """
+        self._closing = 1
+        if self.loop.is_in_loop_thread():
+            self._shutdown_in_loop()
+        else:
+            self.loop.post(self._shutdown_in_loop, ())
+
+    def force_close(self) -> None:
+        """Close now, dropping what is unsent; from any thread. Callbacks run later in the loop, not inside this."""
+        self._closing = 1
+        self.loop.post(self._handle_close, ())
+
+    def force_close_with_delay(self, seconds: float) -> None:
+        """Refuse sends from now on, and close in *seconds* unless the peer does so before; from any thread.
+
+        For a peer that should close first, after ``shutdown``, but may not. What was queued goes on being sent.
+
+        Raises:
+            ValueError: *seconds* is negative or not a number.
+        """
+        if not seconds >= 0:
+            raise ValueError(f"force_close_with_delay: seconds must be 0 or more, got {seconds}")
+        self._closing = 1
+        if self.loop.is_in_loop_thread():
+            self._force_close_with_delay_in_loop(seconds)
+        else:
+            self.loop.post(self._force_close_with_delay_in_loop, (seconds,))
+
+    def start_read(self) -> None:
+        """Read again after ``stop_read``; from any thread."""
+        if self.loop.is_in_loop_thread():
+            self._start_read_in_loop()
+        else:
+            self.loop.post(self._start_read_in_loop, ())
+
+    def stop_read(self) -> None:
+        """Stop reading, so that the peer has to wait once the kernel's buffers are full; from any thread.
+
+        A reset is still noticed and closes the connection. So is the peer's FIN, once nothing that it sent is left
+        unread: bytes that came before it stay in the kernel until ``start_read``.
+        """
+        if self.loop.is_in_loop_thread():
+            self._stop_read_in_loop()
+        else:
+            self.loop.post(self._stop_read_in_loop, ())
+
+    # --- for the owner: a server or a client ---
+
+    def set_removal(self, removal: CloseCallback | None) -> None:
+        """Let the owner know of the end, after all of the user's callbacks; the owner then destroys it."""
+        self._removal = removal
+
+    def connect_established(self) -> None:
+        """Begin to serve; the loop's thread, once."""
+        self.loop.assert_in_loop_thread()
+        if self._state != _CONNECTING:
+            return
+        self._state = _CONNECTED
+        self._reading = 1
+        try:
+            self._channel.enable_reading()
+        except OSError as e:
+            _log.error("%s: can't be watched, closed: %s", self.name, e)
+            self.connection_callback = None  # it never was up
+            self._handle_close()
+            return
+        self._call_user(self.connection_callback)
+
+    def connect_destroyed(self) -> None:
+        """Leave the loop and close the descriptor; the loop's thread, after the end. Twice is harmless."""
+        self.loop.assert_in_loop_thread()
+        if self._destroyed:
+            return
+        self._destroyed = True
+        self._removal = None
+        self._handle_close()
+        self._channel.remove()
+        self._channel.release()
+        self._socket.close()
+
+    # --- in the loop ---
+
+    def _send_in_loop(self, data: bytes) -> bool:
+        if self._state != _CONNECTED or self._write_failed:
+            _log.debug("%s: closed meanwhile, %d bytes dropped", self.name, len(data))
+            return False
+        if not data:
+            return True
+        output = self._output
+        if output is None:
+            output = self.loop.spare_output
+            if output is None:
+                output = OutputQueue()
+            else:
+                self.loop.spare_output = None
+            self._output = output
+        output.append(data)
+        self.messages_sent += 1
+        if self._channel.events & _WRITE:
+            self._check_high_water()
+        elif output.size >= _WRITE_AT_ONCE:
+            self._write_output()
+        elif not self._in_handler:
+            self.loop.flush_later(self)
+        return True
+
+    def _shutdown_in_loop(self) -> None:
+        if self._state == _CONNECTED:
+            self._state = _DISCONNECTING
+        if self._state == _DISCONNECTING and not self._half_close_wanted:
+            self._half_close_wanted = True
+            if self._output is None:
+                self._socket.shutdown_write()
+
+    def _force_close_with_delay_in_loop(self, seconds: float) -> None:
+        if self._state == _CONNECTED or self._state == _DISCONNECTING:
+            self._state = _DISCONNECTING
+            if self._close_timer is not None:
+                self._close_timer.cancel()
+            self._close_timer = self.loop.run_after(seconds, self._handle_close)
+
+    def _start_read_in_loop(self) -> None:
+        if self._reading or self._peer_closed or self._state not in (_CONNECTED, _DISCONNECTING):
+            return
+        self._reading = 1
+        self._set_interest(self._channel.events & _WRITE | _READ)
+
+    def _stop_read_in_loop(self) -> None:
+        if self._reading and self._state in (_CONNECTED, _DISCONNECTING):
+            self._reading = 0
+            if not self._peer_closed:
+                self._set_interest(self._channel.events & _WRITE | _PEER_SHUTDOWN | _ERROR)
+
+    def _set_interest(self, events: int) -> None:
+        """Change the channel's interest; a kernel that refuses leaves nothing to do but to close."""
+        try:
+            self._channel.set_interest(events)
+        except OSError as e:
+            _log.error("%s: can't be watched, closed: %s", self.name, e)
+            self.force_close()
+
+    # --- events ---
+
+    def _handle_read(self) -> None:
+        if self._input is None:
+            self._input = Buffer(b"")
+        count = self._input.read_fd(self._channel.fd, self.loop.read_area)
+        if count > 0:
+            self.bytes_received += count
+            self._take_message()
+        elif count == 0:
+            self._handle_peer_shutdown()
+        elif -count != _EAGAIN and -count != _EINTR:
+            _log.info("%s: read: %s", self.name, os.strerror(-count))
+            self._handle_close()
+
+    def _take_message(self) -> None:
+        """Call the message callback and send, with one system call, what it sent."""
+        buffer = self._input
+        assert buffer is not None
+        self.messages_received += 1
+        self._in_handler = True
+        try:
+            if self.message_callback is not None:
+                self.message_callback(self, buffer, self.loop.get_poll_return_time())
+            else:
+                buffer.retrieve_all()
+        except Exception as e:
+            if self.loop.handle_exception(e, self):
+                self.force_close()
+        except BaseException:
+            if self._output is not None:
+                self.loop.flush_later(self)  # run() flushes before it lets the exception out
+            raise
+        finally:
+            self._in_handler = False
+            if not buffer.give_back():
+                self.loop.renew_read_area()
+        if self._output is not None and not self._channel.events & _WRITE:
+            self._write_output()
+
+    def _handle_write(self) -> None:
+        if self._output is not None:
+            self._write_output()
+
+    def _handle_peer_shutdown(self) -> None:
+        """React to the peer's FIN: what was sent until now is still delivered, then the connection ends."""
+        if self._peer_closed:
+            return
+        self._peer_closed = True
+        self._closing = 1
+        # Queued, so that sends which other threads have made before this moment come first.
+        self.loop.post(self._finish_after_peer, ())
+
+    def _finish_after_peer(self) -> None:
+        if self._state == _DISCONNECTED:
+            return
+        if self._output is not None and not self._channel.events & _WRITE:
+            self._write_output()
+        if self._output is None:
+            self._handle_close()
+            return
+        self._state = _DISCONNECTING
+        self._reading = 0
+        self._set_interest(_WRITE)  # reading would report the end of the stream for ever
+
+    def _handle_unread_fin(self) -> None:
+        """React to a FIN noticed while reading is stopped: it stands behind whatever is still unread."""
+        if _sys.unread_bytes(self._channel.fd) > 0:
+            self._set_interest(self._channel.events & _WRITE | _ERROR)
+        else:
+            self._handle_peer_shutdown()
+
+    def _handle_hang_up(self) -> None:
+        """React to the end of both directions without anything that is being read."""
+        if (
+            self._reading
+            or self._peer_closed
+            or self._write_failed
+            or self._channel.revents & _ERROR
+            or _sys.unread_bytes(self._channel.fd) <= 0
+        ):
+            self._handle_close()
+        else:
+            # Both ends have said FIN and bytes are left: nothing more can happen until start_read.
+            self._set_interest(0)
+
+    def _handle_error(self) -> None:
+        error = _sys.take_error(self._channel.fd)
+        if error:
+            _log.info("%s: %s", self.name, os.strerror(error))
+            if not self._reading:
+                self._handle_close()
+            else:
+                self._write_failed = True  # what was received is still read; then read() reports the end
+                self._closing = 1
+
+    def _handle_close(self) -> None:
+        """Enter DISCONNECTED: once, with every callback once."""
+        if self._state == _DISCONNECTED:
+            return
+        was_up = self._state != _CONNECTING
+        self._state = _DISCONNECTED
+        self._closing = 1
+        self._reading = 0
+        self._channel.disable_all()
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+            self._close_timer = None
+        if self._output is not None:
+            _log.debug("%s: closed with %d bytes unsent", self.name, self._output.size)
+            self._output = None
+        if was_up:
+            self._call_user(self.connection_callback)
+            self._call_user(self.close_callback)
+        removal, self._removal = self._removal, None
+        if removal is not None:
+            removal(self)
+
+    # --- output ---
+
+    def flush(self) -> None:
+        """Send what was sent outside this connection's own handler; the loop calls this before it polls."""
+        if self._output is not None and not self._channel.events & _WRITE:
+            self._write_output()
+
+    def _write_output(self) -> None:
+        output = self._output
+        assert output is not None
+        for _ in range(_MAX_WRITES):
+            count = output.write_to(self._channel.fd)
+            if count >= 0:
+                self.bytes_sent += count
+                if output.size == 0:
+                    self._output_drained()
+                    return
+            elif -count == _EAGAIN or -count == _ENOBUFS or -count == _ENOMEM:
+                break
+            elif -count != _EINTR:
+                self._fail_output(-count)
+                return
+        self._output_blocked()
+
+    def _output_drained(self) -> None:
+        self.loop.spare_output = self._output
+        self._output = None
+        self._above_mark = False
+        if self._channel.events & _WRITE:
+            self._set_interest(self._channel.events & ~_WRITE)
+        if self.write_complete_callback is not None:
+            self.loop.post(self._run_write_complete, ())
+        if self._peer_closed:
+            if self._state == _DISCONNECTING:
+                self.loop.post(self._handle_close, ())
+        elif self._half_close_wanted:
+            self._socket.shutdown_write()
+
+    def _output_blocked(self) -> None:
+        """Go on when the kernel has room."""
+        if not self._channel.events & _WRITE:
+            self._set_interest(self._channel.events | _WRITE)
+        self._check_high_water()
+
+    def _check_high_water(self) -> None:
+        assert self._output is not None
+        size = self._output.size
+        if size < self.high_water_mark:
+            self._above_mark = False
+        elif not self._above_mark:
+            self._above_mark = True
+            if self.high_water_mark_callback is not None:
+                self.loop.post(self._run_high_water_mark, (size,))
+
+    def _fail_output(self, error: int) -> None:
+        """Give up output that can't be sent any more; what the peer sent before is still taken."""
+        assert self._output is not None
+        _log.info("%s: write: %s; %d bytes unsent", self.name, os.strerror(error), self._output.size)
+        self._output = None
+        self._write_failed = True
+        self._closing = 1
+        self.loop.post(self._finish_broken, ())
+
+    def _finish_broken(self) -> None:
+        """Read what had arrived before the connection broke, and close."""
+        for _ in range(_MAX_LAST_READS):
+            if not self._reading or self._peer_closed:
+                break
+            received = self.bytes_received
+            self._handle_read()
+            if self.bytes_received == received:
+                break
+        self._handle_close()
+
+    # --- calls into user code that were queued, or that must not stop what follows ---
+
+    def _run_write_complete(self) -> None:
+        if self._state != _DISCONNECTED:
+            self._call_user(self.write_complete_callback)
+
+    def _run_high_water_mark(self, size: int) -> None:
+        callback = self.high_water_mark_callback
+        if self._state != _DISCONNECTED and callback is not None:
+            try:
+                callback(self, size)
+            except Exception as e:
+                if self.loop.handle_exception(e, self):
+                    self.force_close()
+
+    def _call_user(self, callback: ConnectionCallback | None) -> None:
+        if callback is not None:
+            try:
+                callback(self)
+            except Exception as e:
+                if self.loop.handle_exception(e, self):
+                    self.force_close()
+
+    def __repr__(self) -> str:
+        return f"<TcpConnection {self.name} {ConnectionState(self._state).name} peer={self.peer_address}>"
+
+
+def _check_sendable(data: object) -> None:
+    """Refuse what is neither bytes-like nor a Buffer."""
+    if not isinstance(data, (Buffer, bytes, bytearray, memoryview)):
+        hint = " (encode it first)" if isinstance(data, str) else ""
+        raise TypeError(f"send: a bytes-like object or Buffer is required, got {type(data).__name__}{hint}")

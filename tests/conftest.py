@@ -1,0 +1,156 @@
+"""What the tests share: a loop in a thread, a server on it, plain blocking clients, and a bounded wait.
+
+No test sleeps to synchronise: it waits for a condition (``eventually``), an event or a reply, all bounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from pymuduo import EventLoop, EventLoopThread, InetAddress, TcpServer
+
+T = TypeVar("T")
+
+PATIENCE_S = 20.0  # far more than anything here takes; a test that reaches it has failed
+
+
+def eventually(condition: Callable[[], T], message: str = "") -> T:
+    """Return the first true result of *condition*, asked again and again for at most ``PATIENCE_S``."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"never came true: {message or condition}; last result {result!r}")
+        time.sleep(0.001)
+
+
+def call_in_loop(loop: EventLoop, fn: Callable[..., T], *args: Any) -> T:
+    """Call ``fn(*args)`` in the loop's thread, wait, and return its result or raise its exception."""
+    done = threading.Event()
+    result: list[T] = []
+    error: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            result.append(fn(*args))
+        except BaseException as e:
+            error.append(e)
+        finally:
+            done.set()
+
+    loop.run_in_loop(call)
+    assert done.wait(PATIENCE_S), "the loop did not run the call"
+    if error:
+        raise error[0]
+    return result[0]
+
+
+def open_descriptors() -> set[int]:
+    """Return the descriptors this process has open."""
+    return {int(name) for name in os.listdir("/proc/self/fd")}
+
+
+class ServerThread:
+    """A TcpServer whose base loop runs in a thread of its own, so that the test can be a blocking client."""
+
+    def __init__(self, thread_num: int = 0, **settings: Any) -> None:
+        self._thread = EventLoopThread(name="base")
+        self.loop = self._thread.start_loop()
+        constructor = {k: settings.pop(k) for k in ("reuse_port", "no_delay") if k in settings}
+        self.server = call_in_loop(
+            self.loop, lambda: TcpServer(self.loop, InetAddress.loopback(0), "test", **constructor)
+        )
+        self.server.thread_num = thread_num
+        for name, value in settings.items():
+            setattr(self.server, name, value)
+        self.server.start()
+        call_in_loop(self.loop, lambda: None)  # listening
+
+    @property
+    def port(self) -> int:
+        return self.server.address.port
+
+    def connect(self) -> socket.socket:
+        """Return a connected blocking client with a time limit."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
+
+    def close(self) -> None:
+        self.server.stop(0)
+        assert self.server.join(PATIENCE_S), "the server did not stop"
+        assert self._thread.stop(PATIENCE_S), "the base loop did not end"
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., ServerThread]]:
+    """Return a function that starts servers: ``serve(thread_num=0, message_callback=…)``."""
+    with contextlib.ExitStack() as stack:
+
+        def start(thread_num: int = 0, **settings: Any) -> ServerThread:
+            server = ServerThread(thread_num, **settings)
+            stack.callback(server.close)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def loop_thread() -> Iterator[EventLoop]:
+    """Return a loop that runs in a thread of its own."""
+    with EventLoopThread(name="loop") as loop:
+        yield loop
+
+
+@pytest.fixture
+def loop() -> Iterator[EventLoop]:
+    """Return a loop of the test's own thread; the test runs it."""
+    with EventLoop() as loop:
+        yield loop
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a descriptor, a thread or a loop behind."""
+    gc.collect()
+    descriptors, threads = open_descriptors(), set(threading.enumerate())
+    yield
+    assert EventLoop.current() is None, "the test left a loop in its thread"
+    eventually(lambda: set(threading.enumerate()) <= threads, "a thread was left behind")
+    if not open_descriptors() <= descriptors:
+        gc.collect()
+        left = open_descriptors() - descriptors
+        assert not left, f"descriptors left behind: {left}"
+
+
+def receive_exactly(sock: socket.socket, count: int) -> bytes:
+    """Receive *count* bytes, or fail."""
+    received = bytearray()
+    while len(received) < count:
+        chunk = sock.recv(min(count - len(received), 1 << 20))
+        assert chunk, f"the stream ended after {len(received)} of {count} bytes"
+        received += chunk
+    return bytes(received)
+
+
+def receive_all(sock: socket.socket) -> bytes:
+    """Receive until the stream ends."""
+    received = bytearray()
+    while chunk := sock.recv(1 << 20):
+        received += chunk
+    return bytes(received)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with a reset instead of a FIN."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
