@@ -61,6 +61,28 @@ def open_descriptors() -> set[int]:
     return {int(name) for name in os.listdir("/proc/self/fd")}
 
 
+def describe_descriptor(fd: int) -> str:
+    """Return what a descriptor is open on."""
+    try:
+        return f"{fd}: {os.readlink(f'/proc/self/fd/{fd}')}"
+    except OSError:
+        return f"{fd}: closed meanwhile"
+
+
+def own_sockets() -> Iterator[socket.socket]:
+    """Yield a duplicate of every TCP socket of this process; each is closed when the next one is asked for."""
+    for fd in open_descriptors():
+        try:
+            if not os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                continue
+            copy = socket.socket(fileno=os.dup(fd))
+        except OSError:
+            continue  # closed meanwhile
+        with copy:
+            if copy.family in (socket.AF_INET, socket.AF_INET6):
+                yield copy
+
+
 class ServerThread:
     """A TcpServer whose base loop runs in a thread of its own, so that the test can be a blocking client."""
 
@@ -129,7 +151,7 @@ def nothing_left_behind() -> Iterator[None]:
     if not open_descriptors() <= descriptors:
         gc.collect()
         left = open_descriptors() - descriptors
-        assert not left, f"descriptors left behind: {left}"
+        assert not left, f"descriptors left behind: {[describe_descriptor(fd) for fd in left]}"
 
 
 def receive_exactly(sock: socket.socket, count: int) -> bytes:

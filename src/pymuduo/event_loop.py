@@ -203,19 +203,18 @@ class EventLoop:
             for channel in self._poller.channels():
                 if channel is not self._wakeup_channel and channel.fd != self._timers.fd:
                     self._call(channel.abandon, ())
-            while self._pending or self._to_flush:
-                self._run_pending()
-                self._flush()
+            self._drain()
         with self._lock:
             self._closed = 1
             self._asleep = 0
-            self._timers.close()
-            self._wakeup_channel.disable_all()
-            self._wakeup_channel.remove()
-            self._wakeup_channel.read_callback = None
-            _sys.close(self._wakeup_fd)
-            self._wakeup_fd = -1
-            self._poller.close()
+        self._drain()  # what other threads queued just before they could see that it is closed
+        self._timers.close()
+        self._wakeup_channel.disable_all()
+        self._wakeup_channel.remove()
+        self._wakeup_channel.read_callback = None
+        _sys.close(self._wakeup_fd)
+        self._wakeup_fd = -1
+        self._poller.close()
         if EventLoop.current() is self:
             _thread_loop.loop = None
 
@@ -450,6 +449,12 @@ class EventLoop:
         for _ in range(count):
             callback, args = pending.popleft()
             self._call(callback, args)
+
+    def _drain(self) -> None:
+        """Run functors and flush until neither makes more."""
+        while self._pending or self._to_flush:
+            self._run_pending()
+            self._flush()
 
     def _call(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         try:

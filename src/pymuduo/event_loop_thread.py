@@ -35,6 +35,8 @@ class EventLoopThread:
         self._ready = threading.Event()
         self._loop: EventLoop | None = None
         self._error: BaseException | None = None
+        self._lock = threading.Lock()  # between the thread's end and whoever wants to hear of it
+        self._has_ended = False
         self._end_callback: Callable[[], object] | None = None
 
     @property
@@ -61,8 +63,15 @@ class EventLoopThread:
         return self._loop
 
     def quit(self, end_callback: Callable[[], object] | None = None) -> None:
-        """Let the loop end, and return at once; *end_callback* is called in the thread when it has."""
-        self._end_callback = end_callback
+        """Let the loop end, and return at once.
+
+        *end_callback* is called when it has ended: in its thread, or here if it has ended already.
+        """
+        with self._lock:
+            has_ended = self._has_ended
+            self._end_callback = end_callback
+        if has_ended and end_callback is not None:
+            end_callback()
         if self._loop is not None:
             self._loop.quit()
 
@@ -111,8 +120,11 @@ class EventLoopThread:
             self._error = e
         finally:
             self._ready.set()
-            if self._end_callback is not None:
-                self._end_callback()
+            with self._lock:
+                self._has_ended = True
+                end_callback = self._end_callback
+            if end_callback is not None:
+                end_callback()
 
     def __repr__(self) -> str:
         state = "new" if self._thread is None else "running" if self._thread.is_alive() else "ended"

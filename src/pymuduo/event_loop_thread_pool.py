@@ -81,12 +81,15 @@ class EventLoopThreadPool:
             raise
 
     def next_loop(self) -> EventLoop:
-        """Return the loops in turn (round robin). muduo: ``getNextLoop``."""
+        """Return the loops in turn (round robin), leaving out any that has ended. muduo: ``getNextLoop``."""
         self.base_loop.assert_in_loop_thread()
         if not self._loops:
             return self.base_loop
-        loop = self._loops[self._next]
-        self._next = (self._next + 1) % len(self._loops)
+        for _ in self._loops:
+            loop = self._loops[self._next]
+            self._next = (self._next + 1) % len(self._loops)
+            if not loop.is_closed:
+                break
         return loop
 
     def loop_for_hash(self, code: int) -> EventLoop:

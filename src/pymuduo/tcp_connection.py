@@ -389,6 +389,15 @@ class TcpConnection(Flushable):
         self._channel.release()
         self._socket.close()
 
+    def discard(self) -> None:
+        """Close a connection whose loop has ended before it could be established; from any thread."""
+        self._state = _DISCONNECTED
+        self._closing = 1
+        self._destroyed = True
+        self._removal = None
+        self._channel.release()
+        self._socket.close()
+
     # --- in the loop ---
 
     def _send_in_loop(self, data: bytes) -> bool:

@@ -26,6 +26,7 @@ cdef class TcpServer:
     cdef object _state_lock
     cdef bint _start_requested
     cdef bint _stop_requested
+    cdef bint _stopping
     cdef bint _threads_ending
     cdef object _stopped
     cdef object _drain_timer

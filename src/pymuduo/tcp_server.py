@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pymuduo import _sys, inet_address
 from pymuduo.acceptor import Acceptor
+from pymuduo.event_loop import EventLoop
 from pymuduo.event_loop_thread_pool import EventLoopThreadPool
 from pymuduo.inet_address import InetAddress
 from pymuduo.tcp_connection import TcpConnection
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pymuduo.buffer import Buffer
-    from pymuduo.event_loop import EventLoop
     from pymuduo.tcp_connection import (
         CloseCallback,
         ConnectionCallback,
@@ -75,6 +75,7 @@ class TcpServer:
         "_state_lock",
         "_stop_requested",
         "_stopped",
+        "_stopping",
         "_threads_ending",
         "address",
         "close_callback",
@@ -99,6 +100,10 @@ class TcpServer:
         reuse_port: bool = False,
         no_delay: bool = True,
     ) -> None:
+        if not isinstance(loop, EventLoop):
+            raise TypeError(f"TcpServer loop must be an EventLoop, got {loop!r}")
+        if not isinstance(address, InetAddress):
+            raise TypeError(f"TcpServer address must be an InetAddress, got {address!r}")
         self.loop = loop
         self.name = name
         self.context: Any = None
@@ -119,6 +124,7 @@ class TcpServer:
         self._state_lock = threading.Lock()
         self._start_requested = False
         self._stop_requested = False
+        self._stopping = False  # the base loop's view: the acceptor is closed
         self._threads_ending = False
         self._stopped = threading.Event()
         self._drain_timer: Timer | None = None
@@ -250,7 +256,12 @@ class TcpServer:
             connection.connect_established()
         elif not io_loop.post(connection.connect_established, ()):
             _log.error("%s: its loop %r has ended; closed", connection.name, io_loop)
-            self._forget_connection(connection)
+            self._discard(connection)
+
+    def _discard(self, connection: TcpConnection) -> None:
+        """Drop a connection that never reached its loop."""
+        connection.discard()
+        self._forget_connection(connection)
 
     def _remove_connection(self, connection: TcpConnection) -> None:
         """Hop to the base loop; called in the connection's own loop when it has ended."""
@@ -266,7 +277,7 @@ class TcpServer:
 
     def _forget_connection(self, connection: TcpConnection) -> None:
         self._connections.pop(connection.number, None)
-        if self._stop_requested and not self._connections:
+        if self._stopping and not self._connections:
             self._end_threads()
 
     # --- stopping ---
@@ -274,9 +285,12 @@ class TcpServer:
     def _stop_in_loop(self, drain_s: float) -> None:
         if self._threads_ending:
             return
+        self._stopping = True
         self._acceptor.close()
         for connection in self._connections.copy().values():
-            if drain_s > 0:
+            if connection.loop.is_closed:
+                self._discard(connection)  # it came when its loop had just ended
+            elif drain_s > 0:
                 connection.shutdown()
             else:
                 connection.force_close()
