@@ -12,7 +12,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, errno
+from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy, memmove
@@ -383,8 +383,7 @@ cdef class Epoll:
             n = epoll_wait(self._fd, self._events, self.capacity, timeout_ms)
             if n < 0:
                 n = -errno
-        if n == -EINTR:
-            PyErr_CheckSignals()  # Ctrl-C becomes KeyboardInterrupt here
+        PyErr_CheckSignals()  # in the main thread: Ctrl-C becomes KeyboardInterrupt here
         return n
 
     cpdef int fd_at(self, int i) noexcept:

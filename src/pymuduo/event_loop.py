@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pymuduo import _sys, timestamp
 from pymuduo.channel import Channel
 from pymuduo.poller import default_poller
+from pymuduo.signal_wakeup import SignalWakeup
 from pymuduo.timer_queue import Timer, TimerQueue
 from pymuduo.timestamp import Timestamp
 
@@ -103,6 +104,7 @@ class EventLoop:
                 f"thread {threading.current_thread().name!r} already has a loop: {existing!r} (one loop per thread)"
             )
         self._closed = 1  # until everything below is there
+        self._timers: TimerQueue = None  # type: ignore[assignment]
         self._thread_id = _sys.thread_id()
         self._thread_name = threading.current_thread().name
         self._pid = os.getpid()
@@ -124,20 +126,18 @@ class EventLoop:
         self._poll_return_time: Timestamp | None = None
         self._poller = default_poller()
         self._wakeup_fd = _sys.make_eventfd()
-        if self._wakeup_fd < 0:
-            self._poller.close()
-            raise OSError(-self._wakeup_fd, f"eventfd failed: {os.strerror(-self._wakeup_fd)}")
-        self._wakeup_channel = Channel(self, self._wakeup_fd)
-        self._wakeup_channel.read_callback = self._handle_wakeup
         try:
+            if self._wakeup_fd < 0:
+                raise OSError(-self._wakeup_fd, f"eventfd failed: {os.strerror(-self._wakeup_fd)}")
+            self._wakeup_channel = Channel(self, self._wakeup_fd)
+            self._wakeup_channel.read_callback = self._handle_wakeup
             self._timers = TimerQueue(self)
-        except OSError:
-            _sys.close(self._wakeup_fd)
-            self._poller.close()
+            self._wakeup_channel.enable_reading()
+            self._timers.start()
+        except BaseException:
+            self._close_descriptors()
             raise
         self._closed = 0
-        self._wakeup_channel.enable_reading()
-        self._timers.start()
         _thread_loop.loop = self
 
     # --- the life of a loop ---
@@ -166,12 +166,18 @@ class EventLoop:
             raise RuntimeError(f"{self!r} is running already")
         if self._pid != os.getpid():
             raise RuntimeError(f"{self!r} was made in process {self._pid}; a forked child needs a loop of its own")
+        signals = SignalWakeup(self) if SignalWakeup.is_possible() else None
         self._running = 1
         try:
+            if signals is not None:
+                signals.start()
             while not self._quit:
                 self._iterate()
             self._run_pending()
         finally:
+            if signals is not None:
+                signals.stop()
+                signals.close()
             self._quit = 0
             self._running = 0
             self._active.clear()
@@ -207,24 +213,26 @@ class EventLoop:
         with self._lock:
             self._closed = 1
             self._asleep = 0
-        self._drain()  # what other threads queued just before they could see that it is closed
-        self._timers.close()
-        self._wakeup_channel.disable_all()
-        self._wakeup_channel.remove()
+        if self._pid == os.getpid():
+            self._drain()  # what other threads queued just before they could see that it is closed
         self._wakeup_channel.read_callback = None
-        _sys.close(self._wakeup_fd)
-        self._wakeup_fd = -1
-        self._poller.close()
+        self._close_descriptors()
         if EventLoop.current() is self:
             _thread_loop.loop = None
 
     def __del__(self) -> None:
         if not self._closed:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2)
             self._closed = 1
-            _sys.close(self._wakeup_fd)
-            self._timers.close_descriptor()
-            self._poller.close()
+            self._close_descriptors()
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2)
+
+    def _close_descriptors(self) -> None:
+        self._poller.close()
+        if self._timers is not None:
+            self._timers.close()
+        if self._wakeup_fd >= 0:
+            fd, self._wakeup_fd = self._wakeup_fd, -1
+            _sys.close(fd)
 
     def call_at_close(self, hook: Callable[[], object]) -> None:
         """Call *hook* when the loop is closed, before its descriptors are; the loop's thread only."""

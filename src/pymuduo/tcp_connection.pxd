@@ -81,7 +81,7 @@ cdef class TcpConnection(Flushable):
     cpdef object _handle_close(self)
     @cython.locals(buffer=Buffer)
     cdef object _take_message(self)
-    @cython.locals(output=OutputQueue, count=Py_ssize_t)
+    @cython.locals(output=OutputQueue, count=Py_ssize_t, _=int)
     cdef object _write_output(self)
     cdef object _output_drained(self)
     cdef object _call_user(self, object callback)
@@ -91,3 +91,6 @@ cdef class TcpConnection(Flushable):
     cdef object _check_high_water(self)
     cdef object _set_interest(self, unsigned int events)
     cpdef object flush(self)
+
+
+cpdef object _check_sendable(object data)

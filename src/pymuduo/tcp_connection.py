@@ -72,6 +72,7 @@ class ConnectionState(enum.IntEnum):
 
 _DISCONNECTED, _CONNECTING, _CONNECTED, _DISCONNECTING = 0, 1, 2, 3
 _READ, _WRITE, _ERROR, _PEER_SHUTDOWN = READ_EVENT, WRITE_EVENT, ERROR_EVENT, PEER_SHUTDOWN_EVENT
+_PEER_LEFT = (errno.ECONNRESET, errno.EPIPE)
 _EAGAIN, _EINTR, _ENOMEM, _ENOBUFS = errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS
 
 
@@ -471,7 +472,7 @@ class TcpConnection(Flushable):
         elif count == 0:
             self._handle_peer_shutdown()
         elif -count != _EAGAIN and -count != _EINTR:
-            _log.info("%s: read: %s", self.name, os.strerror(-count))
+            self._log_error("read", -count)
             self._handle_close()
 
     def _take_message(self) -> None:
@@ -548,7 +549,7 @@ class TcpConnection(Flushable):
     def _handle_error(self) -> None:
         error = _sys.take_error(self._channel.fd)
         if error:
-            _log.info("%s: %s", self.name, os.strerror(error))
+            self._log_error("socket", error)
             if not self._reading:
                 self._handle_close()
             else:
@@ -634,7 +635,7 @@ class TcpConnection(Flushable):
     def _fail_output(self, error: int) -> None:
         """Give up output that can't be sent any more; what the peer sent before is still taken."""
         assert self._output is not None
-        _log.info("%s: write: %s; %d bytes unsent", self.name, os.strerror(error), self._output.size)
+        self._log_error("write", error)
         self._output = None
         self._write_failed = True
         self._closing = 1
@@ -650,6 +651,11 @@ class TcpConnection(Flushable):
             if self.bytes_received == received:
                 break
         self._handle_close()
+
+    def _log_error(self, what: str, error: int) -> None:
+        """Note why the connection ends: a peer may leave at any moment, anything else is worth a look."""
+        level = logging.DEBUG if error in _PEER_LEFT else logging.INFO
+        _log.log(level, "%s: %s: %s", self.name, what, os.strerror(error))
 
     # --- calls into user code that were queued, or that must not stop what follows ---
 

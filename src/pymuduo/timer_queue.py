@@ -117,16 +117,9 @@ class TimerQueue:
         self._channel.enable_reading()
 
     def close(self) -> None:
-        """Drop every timer and close the timerfd."""
+        """Drop every timer and close the timerfd; the poller has forgotten it already."""
         self._heap = []
-        if self.fd >= 0:
-            self._channel.disable_all()
-            self._channel.remove()
-            self._channel.read_callback = None
-            self.close_descriptor()
-
-    def close_descriptor(self) -> None:
-        """Close the timerfd and nothing else."""
+        self._channel.read_callback = None
         if self.fd >= 0:
             _sys.close(self.fd)
             self.fd = -1

@@ -2,7 +2,7 @@ from pymuduo.channel cimport Channel
 
 
 cdef class Poller:
-    cdef list _channels
+    cdef readonly list _channels
     cdef readonly int channel_count
 
     cpdef object poll(self, int timeout_ms, list active)
@@ -10,5 +10,5 @@ cdef class Poller:
     cpdef object remove_channel(self, Channel channel)
     cpdef object close(self)
     cpdef bint has_channel(self, Channel channel) except -1
-    cdef object _remember(self, Channel channel)
-    cdef object _forget(self, Channel channel)
+    cpdef object _remember(self, Channel channel)
+    cpdef object _forget(self, Channel channel)

@@ -1,0 +1,74 @@
+# Two commands do everything: `make demo` and `make test`. They set up their own virtual environments, one for
+# the compiled build and one for the plain-Python build, below .venv/ and named after the interpreter.
+#
+#   make demo                        build, serve, drive with load, print a table
+#   make test                        build and run every test, compiled and pure
+#   make test PYTHON=python3.13      the same with another interpreter
+#   make lint                        ruff and mypy --strict
+#   make package                     sdist and wheel into dist/, each installed and tried in a clean environment
+#   make clean                       remove everything that was built
+
+PYTHON ?= python3
+TAG := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("SOABI"))')
+ifeq ($(TAG),)
+$(error $(PYTHON) does not run; name a Python 3.11 or newer with PYTHON=…)
+endif
+COMPILED := .venv/$(TAG)
+PURE := .venv/$(TAG)-pure
+LINT := .venv/$(TAG)-lint
+SOURCES := pyproject.toml setup.py README.md LICENSE \
+	$(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name 'py.typed')
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
+PYTEST ?= -m pytest
+
+.PHONY: demo test test-compiled test-pure test-poll lint package clean
+
+demo: $(COMPILED)/installed
+	$(COMPILED)/bin/python benchmarks/demo.py
+
+test: test-compiled test-pure test-poll
+
+test-compiled: $(COMPILED)/installed
+	$(COMPILED)/bin/python $(PYTEST)
+
+test-pure: $(PURE)/installed
+	$(PURE)/bin/python $(PYTEST)
+
+# The poll(2) poller under everything that touches a loop; the programs and packaging do not depend on it.
+test-poll: $(COMPILED)/installed
+	PYMUDUO_POLLER=poll $(COMPILED)/bin/python $(PYTEST) tests --ignore=tests/examples
+
+lint: $(LINT)/installed
+	$(LINT)/bin/ruff check .
+	$(LINT)/bin/ruff format --check .
+	$(LINT)/bin/mypy
+
+package: $(COMPILED)/created
+	rm -rf dist
+	$(COMPILED)/bin/python $(PIP_INSTALL) 'build>=1.2'
+	$(COMPILED)/bin/python -m build --outdir dist .
+	$(PYTHON) tests/try_package.py dist
+
+$(COMPILED)/created $(PURE)/created $(LINT)/created: %/created:
+	$(PYTHON) -m venv $*
+	touch $@
+
+$(COMPILED)/installed: $(COMPILED)/created $(SOURCES)
+	$(COMPILED)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps .
+	$(COMPILED)/bin/python $(PIP_INSTALL) '.[test]'
+	touch $@
+
+$(PURE)/installed: $(PURE)/created $(SOURCES)
+	PYMUDUO_PURE=1 $(PURE)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps .
+	PYMUDUO_PURE=1 $(PURE)/bin/python $(PIP_INSTALL) '.[test]'
+	touch $@
+
+$(LINT)/installed: $(LINT)/created pyproject.toml
+	PYMUDUO_PURE=1 $(LINT)/bin/python $(PIP_INSTALL) '.[lint,test]'
+	# mypy and ruff read src/, not an installed copy.
+	$(LINT)/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes pymuduo
+	touch $@
+
+clean:
+	rm -rf .venv build dist src/*.egg-info benchmarks/build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,95 @@
+"""A chat client for the terminal: each line you type is said to all, and what they say is printed.
+
+What it teaches: a loop for the network and a thread for what can only wait. The terminal, a pipe and a file differ in
+whether they can be watched by a loop, but a thread can read all three; ``connection.send`` takes its lines from there.
+
+What others say is never printed as it comes: a terminal obeys control characters, and an escape sequence in a message
+could rewrite the screen, or type for you. They are replaced, and so are line ends, which could fake another's words.
+
+    python client.py --name ann        then type; /name NAME, /who and /quit, or the end of the input, to leave
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import signal
+import socket
+import sys
+import threading
+
+from codec import MAX_MESSAGE_BYTES, LengthHeaderCodec, encode
+
+from pymuduo import EventLoop, InetAddress, TcpConnection
+
+_PATIENCE_S = 10.0
+
+
+def printable(message: bytes) -> str:
+    """Return what is safe to print: no control characters, no bytes that are not UTF-8."""
+    text = message.decode("utf-8", "replace").expandtabs()
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def print_message(connection: TcpConnection, message: bytes) -> None:
+    """Print what was said."""
+    print(printable(message), flush=True)
+
+
+def send_lines(connection: TcpConnection) -> None:
+    """Send what is typed, line by line, and leave when it ends; in a thread of its own."""
+    # Unbuffered: a thread that waits inside sys.stdin holds a lock that the interpreter wants when it exits.
+    with io.FileIO(0, closefd=False) as lines:
+        try:
+            for line in lines:
+                text = line.strip()
+                if len(text) > MAX_MESSAGE_BYTES:
+                    logging.error("too long, not sent: %d bytes", len(text))
+                elif text:
+                    connection.send(encode(text))
+        except OSError as e:  # the terminal is gone
+            logging.info("the input ended: %s", e)
+    connection.send(encode(b"/quit"))  # the server answers all that came before, and hangs up
+    connection.force_close_with_delay(_PATIENCE_S)
+
+
+def main() -> None:
+    """Chat until the input ends, the server leaves, Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(description="chat client: each line you type is said to all")
+    parser.add_argument("--host", default="127.0.0.1", help="default %(default)s")
+    parser.add_argument("--port", type=int, default=3399, help="default %(default)s")
+    parser.add_argument("--name", help="what the others call you; without it the server chooses")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what this terminal has no character for
+    try:
+        sock = socket.create_connection((options.host, options.port), _PATIENCE_S)
+    except OSError as e:
+        sys.exit(f"can't connect to {options.host} port {options.port}: {e}")
+    sock.setblocking(False)
+    local, peer = (InetAddress(*name[:2]) for name in (sock.getsockname(), sock.getpeername()))
+
+    with EventLoop() as loop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: loop.quit())
+
+        def on_connection(connection: TcpConnection) -> None:
+            if not connection.connected:
+                loop.quit()
+                return
+            if options.name:
+                connection.send(encode(f"/name {options.name}".encode()))
+            threading.Thread(target=send_lines, args=(connection,), daemon=True).start()
+
+        connection = TcpConnection(loop, "chat", sock.detach(), local, peer)
+        connection.connection_callback = on_connection
+        connection.message_callback = LengthHeaderCodec(print_message).on_message
+        connection.set_removal(lambda ended: loop.queue_in_loop(ended.connect_destroyed))
+        connection.connect_established()
+        loop.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Lets a signal wake the main thread's loop.
+
+A signal handler written in Python runs in the main thread, but only once that thread is back in the interpreter. A
+signal that arrives just before the loop goes to sleep in the kernel would be handled whenever something else
+happens to wake it. So the interpreter is asked to write a byte into a pipe at every signal, which the loop watches.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+from pymuduo.channel import Channel
+
+if TYPE_CHECKING:
+    from pymuduo.event_loop import EventLoop
+
+
+class SignalWakeup:
+    """The pipe between signals and a loop; used by ``EventLoop.run`` in the main thread.
+
+    If the program has a wake-up descriptor of its own (``signal.set_wakeup_fd``), that one stays in force.
+    """
+
+    def __init__(self, loop: EventLoop) -> None:
+        self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._channel = Channel(loop, self._read_fd)
+        self._channel.read_callback = self._drain
+        self._is_installed = False
+
+    @staticmethod
+    def is_possible() -> bool:
+        """Whether the calling thread is the one that runs signal handlers."""
+        return threading.current_thread() is threading.main_thread()
+
+    def start(self) -> None:
+        """Begin to listen; the loop is about to run."""
+        self._channel.enable_reading()
+        try:
+            others = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        except ValueError:  # the main thread of a subinterpreter: signals are none of its business
+            return
+        if others == -1:
+            self._is_installed = True
+        else:
+            signal.set_wakeup_fd(others)
+
+    def stop(self) -> None:
+        """Stop listening; the loop has run."""
+        if self._is_installed:
+            self._is_installed = False
+            signal.set_wakeup_fd(-1)
+        self._channel.disable_all()
+        self._channel.remove()
+
+    def close(self) -> None:
+        """Close the pipe."""
+        self._channel.read_callback = None
+        os.close(self._read_fd)
+        os.close(self._write_fd)
+
+    def _drain(self, receive_time: object) -> None:
+        try:
+            while len(os.read(self._read_fd, 512)) == 512:
+                pass
+        except BlockingIOError:
+            pass

@@ -1,0 +1,146 @@
+"""The example programs as processes: started, listened to, and always ended, each by its own process id."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from conftest import PATIENCE_S
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+class Program:
+    """One running example. Its output is collected line by line by threads, so that it never waits for us."""
+
+    def __init__(self, path: str, *arguments: str, stdin: int = subprocess.PIPE) -> None:
+        self._changed = threading.Condition()
+        self._lines: dict[str, list[str]] = {"out": [], "err": []}
+        self.process = subprocess.Popen(
+            [sys.executable, str(EXAMPLES / path), *arguments],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self._readers = [
+            threading.Thread(target=self._collect, args=(self.process.stdout, "out")),
+            threading.Thread(target=self._collect, args=(self.process.stderr, "err")),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE_S)
+        for reader in self._readers:
+            reader.join(PATIENCE_S)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+    @property
+    def out(self) -> list[str]:
+        """The lines printed so far."""
+        with self._changed:
+            return list(self._lines["out"])
+
+    @property
+    def err(self) -> str:
+        """Everything logged so far."""
+        with self._changed:
+            return "\n".join(self._lines["err"])
+
+    @property
+    def port(self) -> int:
+        """The port that a server says it listens on."""
+        return int(self.wait_for_log(r"listens on \S+:(\d+),").group(1))
+
+    def connect(self) -> socket.socket:
+        """Return a blocking client of this server, with a time limit."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
+
+    def wait_for_log(self, pattern: str) -> re.Match[str]:
+        """Return the first match of *pattern* in a line of the log, as soon as there is one."""
+        return self._wait_for("err", lambda line: re.search(pattern, line))
+
+    def wait_for_line(self, line: str) -> None:
+        """Wait until exactly this line has been printed."""
+        self._wait_for("out", lambda printed: printed == line)
+
+    def type(self, line: str) -> None:
+        """Write a line to the program's standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def end_input(self) -> None:
+        """Close the program's standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def wait(self) -> int:
+        """Wait until the program has ended by itself and return its exit code."""
+        code = self.process.wait(PATIENCE_S)
+        for reader in self._readers:
+            reader.join(PATIENCE_S)
+        return code
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Send a signal, as Ctrl-C does, wait for the end, and return the exit code."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def _collect(self, stream: IO[str], kind: str) -> None:
+        for line in stream:
+            with self._changed:
+                self._lines[kind].append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wait_for(self, kind: str, match: Callable[[str], re.Match[str] | bool | None]) -> re.Match[str]:
+        seen = 0
+
+        def look() -> object:
+            nonlocal seen
+            for line in self._lines[kind][seen:]:
+                seen += 1
+                if found := match(line):
+                    return found
+            return None
+
+        with self._changed:
+            found = self._changed.wait_for(look, PATIENCE_S)
+            assert found, f"waited in vain; out: {self._lines['out'][-20:]}, log: {self._lines['err'][-20:]}"
+        return found  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def running(path: str, *arguments: str) -> Iterator[Program]:
+    """Run a server on a port of the kernel's choice for the length of a block; it must not have tripped."""
+    with Program(path, "--port", "0", *arguments) as server:
+        assert server.port
+        yield server
+        if server.process.poll() is None:
+            assert server.end() == 0, server.err
+        assert "Traceback" not in server.err

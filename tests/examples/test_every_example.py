@@ -1,0 +1,62 @@
+"""What holds for every example program."""
+
+from __future__ import annotations
+
+import ast
+import signal
+
+import pytest
+from programs import EXAMPLES, Program, running
+
+SERVERS = (
+    "echo.py",
+    "discard.py",
+    "chargen.py",
+    "daytime.py",
+    "time_server.py",
+    "chat/server.py",
+    "pingpong/server.py",
+)
+PROGRAMS = (*SERVERS, "chat/client.py", "pingpong/client.py")
+
+
+@pytest.mark.parametrize("path", PROGRAMS)
+def test_help_tells_the_options_and_exits_with_0(path: str) -> None:
+    with Program(path, "--help") as program:
+        assert program.wait() == 0
+        assert program.err == ""
+        text = "\n".join(program.out)
+        assert "usage:" in text
+        assert "--port" in text
+
+
+@pytest.mark.parametrize("path", PROGRAMS)
+def test_begins_with_a_docstring_that_says_what_it_teaches(path: str) -> None:
+    assert "What it teaches: " in (ast.get_docstring(ast.parse((EXAMPLES / path).read_text())) or "")
+
+
+@pytest.mark.parametrize("threads", ["0", "2"])
+@pytest.mark.parametrize("path", SERVERS)
+def test_ctrl_c_ends_a_server_with_code_0_and_no_traceback(path: str, threads: str) -> None:
+    with Program(path, "--port", "0", "--threads", threads) as server, server.connect(), server.connect() as second:
+        second.sendall(bytes(1000))
+        assert server.end(signal.SIGINT) == 0
+        assert "Traceback" not in server.err
+        server.wait_for_log("stopped")
+
+
+@pytest.mark.parametrize("path", SERVERS)
+def test_sigterm_ends_a_server_as_ctrl_c_does(path: str) -> None:
+    with Program(path, "--port", "0", "--threads", "1") as server, server.connect():
+        assert server.end(signal.SIGTERM) == 0
+        assert "Traceback" not in server.err
+
+
+@pytest.mark.parametrize("path", SERVERS)
+def test_a_server_outlives_peers_that_leave_in_every_way(path: str) -> None:
+    with running(path, "--threads", "1") as server:
+        for last_words in (b"", b"\0", bytes(100_000)):
+            with server.connect() as peer:
+                peer.sendall(last_words)
+        with server.connect():
+            pass

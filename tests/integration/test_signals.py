@@ -1,0 +1,83 @@
+"""Signals: Ctrl-C and handlers reach a loop in the main thread, whatever it is doing when they arrive."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from conftest import PATIENCE_S
+from pymuduo import EventLoop
+
+STORM = """
+import os, signal, sys, threading
+from pymuduo import EventLoop
+handled = 0
+acknowledged = threading.Semaphore(0)
+def handle(number, frame):
+    global handled
+    handled += 1
+    acknowledged.release()
+    if handled == 300:
+        loop.quit()
+signal.signal(signal.SIGUSR1, handle)
+def send():
+    for i in range(300):
+        for _ in range(i % 7):
+            loop.queue_in_loop(int)          # the signal meets the loop awake, asleep and in between
+        os.kill(os.getpid(), signal.SIGUSR1)
+        if not acknowledged.acquire(timeout=20):
+            os._exit(3)                      # the loop slept through a signal
+with EventLoop() as loop:
+    sender = threading.Thread(target=send)
+    sender.start()
+    loop.run()
+    sender.join()
+print("handled", handled)
+"""
+
+
+def test_no_signal_is_slept_through():
+    done = subprocess.run([sys.executable, "-c", STORM], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled 300\n"), done.stderr
+
+
+def test_ctrl_c_leaves_run_as_keyboard_interrupt_and_the_loop_can_run_again(loop):
+    interrupter = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
+    loop.queue_in_loop(interrupter.start)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    interrupter.join(PATIENCE_S)
+    loop.quit()
+    loop.run()
+
+
+def test_a_wakeup_descriptor_of_the_program_is_left_alone(loop):
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK)
+    old = signal.set_wakeup_fd(write_fd)
+    try:
+        seen: list[int] = []
+
+        def look() -> None:
+            current = signal.set_wakeup_fd(write_fd)
+            seen.append(current)
+            loop.quit()
+
+        loop.queue_in_loop(look)
+        loop.run()
+        assert seen == [write_fd]
+        assert signal.set_wakeup_fd(write_fd) == write_fd
+    finally:
+        signal.set_wakeup_fd(old)
+        os.close(read_fd)
+        os.close(write_fd)
+
+
+def test_the_wakeup_descriptor_is_given_back_after_run():
+    with EventLoop() as loop:
+        loop.quit()
+        loop.run()
+    assert signal.set_wakeup_fd(-1) == -1

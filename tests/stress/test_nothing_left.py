@@ -1,0 +1,153 @@
+"""Ten thousand lives leave nothing behind, and a full descriptor table is survived."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from conftest import PATIENCE_S, eventually, open_descriptors, receive_exactly, reset
+from pymuduo import Buffer, Channel, Socket, TcpConnection
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_10000_connects_and_disconnects_leave_nothing_behind(serve, threads):
+    server = serve(threads, message_callback=lambda c, b, t: c.send(b))
+    with server.connect() as warm_up:
+        warm_up.sendall(b"x")
+        receive_exactly(warm_up, 1)
+    eventually(lambda: server.server.connection_count == 0)
+    gc.collect()
+    descriptors, running = open_descriptors(), threading.active_count()
+    kinds = (TcpConnection, Buffer, Socket, Channel)
+    objects = [sum(isinstance(o, kind) for o in gc.get_objects()) for kind in kinds]
+
+    for i in range(10_000):
+        client = server.connect()
+        if i % 3 == 0:
+            client.sendall(b"hello")
+            assert receive_exactly(client, 5) == b"hello"
+        if i % 4 == 1:
+            reset(client)
+        else:
+            client.close()
+
+    eventually(lambda: server.server.connection_count == 0)
+    eventually(lambda: open_descriptors() == descriptors)
+    gc.collect()
+    assert [sum(isinstance(o, kind) for o in gc.get_objects()) for kind in kinds] == objects
+    assert threading.active_count() == running
+
+
+FULL_TABLE = """
+import resource, select, socket, sys, threading, time, logging
+from pymuduo import EventLoop, EventLoopThread, InetAddress, TcpServer
+
+records = []
+class Count(logging.Handler):
+    def emit(self, record):
+        records.append(record.getMessage())
+logging.getLogger("pymuduo.acceptor").addHandler(Count())
+
+LIMIT = 60
+with EventLoopThread(name="base") as base:
+    ready = threading.Event()
+    holder = []
+    def make():
+        server = TcpServer(base, InetAddress.loopback(0), "full")
+        server.thread_num = int(sys.argv[1])
+        server.message_callback = lambda c, b, t: c.send(b)
+        server.start()
+        holder.append(server)
+        ready.set()
+    base.run_in_loop(make)
+    assert ready.wait(20)
+    server = holder[0]
+    # The clients live in this process too, so their descriptors are made while the limit is high, and moved above it.
+    import fcntl
+    def client():
+        sock = socket.socket()
+        high = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 1000)
+        sock.close()
+        sock = socket.socket(fileno=high)
+        sock.settimeout(20)
+        return sock
+    clients = [client() for _ in range(100)]
+    waiting = {s.fileno(): s for s in clients}
+    answered = select.epoll()  # poll would be refused: more descriptors than the limit to come
+    for fd in waiting:
+        answered.register(fd, 0)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, hard))
+    for sock in clients:
+        sock.connect(("127.0.0.1", server.address.port))
+    served = []
+    for sock in clients:
+        sock.sendall(b"x")
+    # Each is either served or turned away, and the turning away takes no busy loop.
+    cpu = time.process_time()
+    begin = time.monotonic()
+    answers = {}
+    for fd in waiting:
+        answered.modify(fd, select.EPOLLIN)
+    while len(answers) < 60 and time.monotonic() - begin < 20:
+        for fd, _ in answered.poll(0.1):
+            try:
+                answers[fd] = waiting[fd].recv(1)
+            except ConnectionResetError:
+                answers[fd] = b""
+            answered.unregister(fd)
+    wall, cpu = time.monotonic() - begin, time.process_time() - cpu
+    served = [s for s in clients if answers.get(s.fileno()) == b"x"]
+    turned_away = [s for s in clients if answers.get(s.fileno()) == b""]
+    assert 10 < len(served) < LIMIT, len(served)
+    assert turned_away, "nobody was told that the table is full"
+    assert wall > 0.2, wall
+    assert cpu < wall / 2, f"busy: {cpu:.2f} s of CPU in {wall:.2f} s"
+    assert 1 <= len(records) <= wall + 2, records
+    # Service resumes when descriptors come free.
+    for sock in clients:
+        sock.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    deadline = time.monotonic() + 20
+    while server.connection_count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (LIMIT, hard))
+    with socket.create_connection(("127.0.0.1", server.address.port), timeout=20) as sock:
+        sock.sendall(b"y")
+        assert sock.recv(1) == b"y"
+    server.stop(0)
+    assert server.join(20)
+print("survived", len(served), len(turned_away), f"{cpu:.3f}/{wall:.3f}")
+"""
+
+
+@pytest.mark.parametrize("threads", ["0", "2"])
+def test_a_full_descriptor_table_spins_nothing_and_service_resumes(threads):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_TABLE, threads], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("survived")
+
+
+def test_a_flood_of_connects_is_accepted_whole(serve):
+    """More newcomers at once than one event accepts."""
+    server = serve(2, message_callback=lambda c, b, t: c.send(b))
+    clients: list[socket.socket] = []
+    for _ in range(1000):
+        client = socket.socket()
+        client.setblocking(False)
+        client.connect_ex(("127.0.0.1", server.port))
+        clients.append(client)
+    eventually(lambda: server.server.connection_count == 1000)
+    for client in clients:
+        client.settimeout(PATIENCE_S)
+        client.sendall(b"x")
+    for client in clients:
+        assert receive_exactly(client, 1) == b"x"
+        client.close()
+    eventually(lambda: server.server.connection_count == 0)
