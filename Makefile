@@ -29,10 +29,10 @@ demo: $(COMPILED)/installed
 test: test-compiled test-pure test-poll
 
 test-compiled: $(COMPILED)/installed
-	$(COMPILED)/bin/python $(PYTEST)
+	PYMUDUO_EXPECT=compiled $(COMPILED)/bin/python $(PYTEST)
 
 test-pure: $(PURE)/installed
-	$(PURE)/bin/python $(PYTEST)
+	PYMUDUO_EXPECT=pure $(PURE)/bin/python $(PYTEST)
 
 # The poll(2) poller under everything that touches a loop; the programs and packaging do not depend on it.
 test-poll: $(COMPILED)/installed
@@ -42,6 +42,8 @@ lint: $(LINT)/installed
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/ruff format --check .
 	$(LINT)/bin/mypy
+	for folder in examples examples/chat examples/pingpong; do $(LINT)/bin/mypy $$folder/*.py || exit 1; done
+	$(LINT)/bin/mypy --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls tests
 
 package: $(COMPILED)/created
 	rm -rf dist

@@ -18,6 +18,7 @@ DIRECTIVES = {
     "embedsignature": True,
     "embedsignature.format": "clinic",
     "freethreading_compatible": True,
+    "nonecheck": True,  # a method of None raises, as in Python, instead of crashing
 }
 
 
@@ -31,7 +32,7 @@ def compiled_modules() -> list[Extension]:
     for source in sources:
         name = ".".join(source.with_suffix("").relative_to("src").parts)
         extensions.append(Extension(name, [str(source)], extra_compile_args=["-O3", "-fno-plt"]))
-    return cythonize(
+    return cythonize(  # type: ignore[no-any-return, no-untyped-call]
         extensions,
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",

@@ -11,16 +11,20 @@ server's own, user and system, and hardly moved by noise (the kernel counts in t
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import json
 import platform
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pymuduo
 from suite.programs import Peer, measure
+
+import pymuduo
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,8 @@ def table(outcome: dict[str, Any]) -> str:
     ]
     for name, rounds in results.items():
 
-        def median(pick: Any, rounds: list[dict[str, Any]] = rounds) -> float:
-            return statistics.median(pick(r) for r in rounds)
+        def median(pick: Callable[[dict[str, Any]], float], rounds: list[dict[str, Any]] = rounds) -> float:
+            return float(statistics.median(pick(r) for r in rounds))
 
         lines.append(
             f"| {name} | {median(lambda r: r['messages_per_s']):,.0f} | {ratio(results, name, 'uvloop')} "
@@ -125,16 +129,16 @@ def table(outcome: dict[str, Any]) -> str:
 def machine() -> dict[str, str]:
     """Return what the figures depend on."""
     model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.machine(),
     )
     versions = {"pymuduo": pymuduo.__version__ + (" compiled" if pymuduo.COMPILED else " pure")}
-    try:
-        import uvloop
-
-        versions["uvloop"] = uvloop.__version__
-    except ImportError:
-        pass
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions["uvloop"] = importlib.metadata.version("uvloop")
     return {"cpu": model, "kernel": platform.release(), "python": sys.version.split()[0], **versions}
 
 
@@ -146,11 +150,12 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=2.0, help="measured seconds a peer and round (2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures there")
     args = parser.parse_args()
-    report = {"machine": machine(), "workloads": {}}
-    print("; ".join(f"{key} {value}" for key, value in report["machine"].items()) + "\n", flush=True)
+    workloads: dict[str, Any] = {}
+    report = {"machine": machine(), "workloads": workloads}
+    print("; ".join(f"{key} {value}" for key, value in machine().items()) + "\n", flush=True)
     for name in args.workload or WORKLOADS:
         outcome = run(WORKLOADS[name], args.rounds, args.duration)
-        report["workloads"][name] = outcome
+        workloads[name] = outcome
         print(table(outcome), flush=True)
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import pytest
+
 from pymuduo import EventLoop, EventLoopThread, InetAddress, TcpServer
 
 T = TypeVar("T")

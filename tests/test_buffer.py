@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import gc
 import os
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from pymuduo import COMPILED, Buffer
 
 INITIAL = 1024  # writable bytes of a new buffer, as in muduo
@@ -35,10 +37,8 @@ def pipe() -> Iterator[tuple[int, int]]:
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     yield read_end, write_end
     os.close(read_end)
-    try:
+    with contextlib.suppress(OSError):  # the test may have closed it
         os.close(write_end)
-    except OSError as e:
-        assert e.errno == errno.EBADF  # the test closed it
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import socket
 from typing import Any
 
 import pytest
+
 from pymuduo import COMPILED, InetAddress
 
 
@@ -151,7 +152,7 @@ def test_str_is_ip_port() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "fe80::1%1"])
 def test_repr_makes_the_same_address(host: str) -> None:
     address = InetAddress(host, 80)
-    assert eval(repr(address)) == address  # noqa: S307
+    assert eval(repr(address)) == address
 
 
 # --- resolve ---
@@ -179,7 +180,7 @@ def test_resolve_of_one_family_gives_only_that() -> None:
 
 
 def test_resolve_of_the_other_family_raises_os_error() -> None:
-    with pytest.raises(OSError):  # noqa: PT011 (the resolver's own words)
+    with pytest.raises(OSError):
         InetAddress.resolve("127.0.0.1", 80, family=socket.AF_INET6)
 
 
@@ -190,7 +191,7 @@ def test_resolve_keeps_the_scope_of_a_link_local_address() -> None:
 
 @pytest.mark.parametrize("name", ["no-such-host.invalid", "a" * 64 + ".invalid", "a..invalid"])
 def test_resolve_of_a_name_without_address_raises_os_error(name: str) -> None:
-    with pytest.raises(OSError):  # noqa: PT011 (the resolver's own words)
+    with pytest.raises(OSError):
         InetAddress.resolve(name, 80)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import random
 import socket
 import sys
 from collections.abc import Iterator
 
 import pytest
+
 from pymuduo.output_queue import OutputQueue
 
 
@@ -74,11 +76,20 @@ def test_one_write_takes_all_that_fits(ends: tuple[socket.socket, socket.socket]
 
 @pytest.mark.parametrize(
     ("count", "size"),
-    [(1, 1), (1, 1_000_000), (64, 1), (65, 1), (1000, 1), (5000, 7), (200, 2048), (200, 2049), (63, 40_000), (9, 300_000)],
+    [
+        (1, 1),
+        (1, 1_000_000),
+        (64, 1),
+        (65, 1),
+        (999, 1),
+        (5000, 7),
+        (200, 2048),
+        (200, 2049),
+        (63, 40_000),
+        (9, 300_000),
+    ],
 )
-def test_every_byte_arrives_once_and_in_order(
-    ends: tuple[socket.socket, socket.socket], count: int, size: int
-) -> None:
+def test_every_byte_arrives_once_and_in_order(ends: tuple[socket.socket, socket.socket], count: int, size: int) -> None:
     chunks = [random.Random(i).randbytes(size) for i in range(count)]
     queue = OutputQueue()
     for chunk in chunks:
@@ -205,8 +216,6 @@ def test_a_queue_that_is_never_empty_does_not_grow(ends: tuple[socket.socket, so
 
 
 def _lists_of(queue: OutputQueue) -> list[object]:
-    import gc
-
     return [part for part in gc.get_referents(queue) if isinstance(part, list)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import PATIENCE_S, call_in_loop, eventually, own_sockets, receive_all, receive_exactly, reset
+
 from pymuduo import Buffer, ConnectionState, EventLoop, InetAddress, TcpConnection
 
 MIB = 1 << 20
@@ -440,9 +441,7 @@ def test_a_write_complete_that_sends_again_goes_on_for_ever(serve):
 def test_high_water_mark_is_called_once_on_the_way_up(serve):
     recorder = Recorder()
     marks: list[int] = []
-    server = serve(
-        0, high_water_mark=MIB, high_water_mark_callback=lambda c, n: marks.append(n), **recorder.settings()
-    )
+    server = serve(0, high_water_mark=MIB, high_water_mark_callback=lambda c, n: marks.append(n), **recorder.settings())
     with server.connect() as client:
         connection = recorder.wait_up()
         for _ in range(3):
@@ -462,9 +461,7 @@ def test_high_water_mark_is_called_once_on_the_way_up(serve):
 def test_high_water_mark_is_not_called_for_what_the_kernel_takes(serve):
     recorder = Recorder()
     marks: list[int] = []
-    server = serve(
-        0, high_water_mark=100, high_water_mark_callback=lambda c, n: marks.append(n), **recorder.settings()
-    )
+    server = serve(0, high_water_mark=100, high_water_mark_callback=lambda c, n: marks.append(n), **recorder.settings())
     with server.connect() as client:
         connection = recorder.wait_up()
         call_in_loop(server.loop, connection.send, bytes(2000))

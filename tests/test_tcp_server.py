@@ -10,6 +10,7 @@ import weakref
 
 import pytest
 from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, own_sockets, receive_all, receive_exactly
+
 from pymuduo import Buffer, EventLoop, EventLoopThread, InetAddress, TcpConnection, TcpServer
 
 
@@ -98,7 +99,7 @@ def test_thread_init_callback_runs_once_in_each_io_thread():
         server.thread_init_callback = init
         server.start()
         assert [name for name, _ in seen] == ["srv0", "srv1", "srv2"]
-        assert [l for _, l in seen] == server.thread_pool.loops()
+        assert [one for _, one in seen] == server.thread_pool.loops()
 
 
 def test_thread_init_callback_gets_the_base_loop_when_there_are_no_threads(loop):

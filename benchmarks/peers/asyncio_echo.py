@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 from typing import cast
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=PROTOCOLS, default="echo")
     parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
     args = parser.parse_args()
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it warns of every message lost when the load ends
     if args.cpu is not None:
         os.sched_setaffinity(0, {args.cpu})
     if args.loop == "uvloop":

@@ -27,7 +27,16 @@ def build(name: str) -> str:
     source, program = ROOT / "c" / f"{name}.c", ROOT / "build" / name
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         program.parent.mkdir(exist_ok=True)
-        command = [os.environ.get("CC", "gcc"), "-O2", "-Wall", "-Wextra", "-std=gnu11", str(source), "-o", str(program)]
+        command = [
+            os.environ.get("CC", "gcc"),
+            "-O2",
+            "-Wall",
+            "-Wextra",
+            "-std=gnu11",
+            str(source),
+            "-o",
+            str(program),
+        ]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except FileNotFoundError:

@@ -7,6 +7,7 @@ A call in, a result or ``-errno`` out, and no policy. This body runs when the pa
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import select
@@ -147,6 +148,8 @@ def write_chunks(fd: int, chunks: list[bytes], first: int, offset: int) -> int:
 
 def _with_socket(fd: int, use: Callable[[socket.socket], Any]) -> Any:
     """*use* of a socket object that borrows *fd* and leaves it open."""
+    if fd < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     sock = socket.socket(fileno=fd)
     try:
         return use(sock)
@@ -177,6 +180,8 @@ def unread_bytes(fd: int) -> int:
         answer = fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0")
     except OSError as e:
         return -(e.errno or 0)
+    except ValueError:  # a negative descriptor
+        return -errno.EBADF
     return int(struct.unpack("i", answer)[0])
 
 
@@ -208,14 +213,11 @@ def _address(sockaddr: Any) -> tuple[str, int, int]:
 
 def accept(fd: int) -> tuple[int, tuple[str, int, int] | None]:
     """Accept one connection, non-blocking and close-on-exec: ``(fd, peer)`` or ``(-errno, None)``."""
-    listener = socket.socket(fileno=fd)
     try:
         # The undocumented half of socket.accept(): a bare descriptor, so that nothing here owns it.
-        new_fd, peer = listener._accept()  # type: ignore[attr-defined]
+        new_fd, peer = _with_socket(fd, lambda s: s._accept())  # type: ignore[attr-defined]
     except OSError as e:
         return -(e.errno or 0), None
-    finally:
-        listener.detach()
     os.set_blocking(new_fd, False)
     return new_fd, _address(peer)
 
@@ -268,6 +270,8 @@ class Epoll:
                 self._epoll.unregister(fd)
         except OSError as e:
             return -(e.errno or 0)
+        except ValueError:  # a negative descriptor, or closed
+            return -errno.EBADF
         return 0
 
     def wait(self, timeout_ms: int) -> int:
@@ -276,6 +280,8 @@ class Epoll:
             self._events = self._epoll.poll(timeout_ms / 1000 if timeout_ms > 0 else timeout_ms, self.capacity)
         except OSError as e:
             return -(e.errno or 0)
+        except ValueError:  # closed
+            return -errno.EBADF
         return len(self._events)
 
     def fd_at(self, i: int) -> int:
@@ -305,6 +311,8 @@ def signal_eventfd(fd: int) -> int:
         os.eventfd_write(fd, 1)
     except OSError as e:
         return -(e.errno or 0)
+    except ValueError:  # a negative descriptor
+        return -errno.EBADF
     return 0
 
 

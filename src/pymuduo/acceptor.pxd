@@ -14,6 +14,7 @@ cdef class Acceptor:
     cdef readonly InetAddress address
     cdef public object new_connection_callback
     cdef Channel _channel
+    cdef readonly bint has_reserve
     cdef int _reserve_fd
     cdef object _resume_timer
     cdef double _next_report

@@ -59,6 +59,7 @@ class Acceptor:
     port that the kernel chose), and a port in use is reported where the server is made.
 
     Attributes:
+        has_reserve: a descriptor is held back for the day when there is no other.
         new_connection_callback: called with the descriptor, which the callee owns from then on, and the peer's
             InetAddress. Without it newcomers are closed.
 
@@ -76,6 +77,7 @@ class Acceptor:
         "_resume_timer",
         "_turned_away",
         "address",
+        "has_reserve",
         "loop",
         "new_connection_callback",
         "socket",
@@ -86,6 +88,7 @@ class Acceptor:
     ) -> None:
         self.loop = loop
         self.new_connection_callback: Callable[[int, InetAddress], object] | None = None
+        self.has_reserve = False
         self._reserve_fd = -1
         self._resume_timer: Timer | None = None
         self._next_report = 0.0
@@ -133,7 +136,7 @@ class Acceptor:
     def _handle_read(self, receive_time: object) -> None:
         for _ in range(_MAX_ACCEPTS):
             fd, peer = _sys.accept(self.socket.fd)
-            if fd >= 0:
+            if peer is not None:
                 self._hand_on(fd, inet_address.from_kernel(peer))
                 if self.socket.fd < 0:
                     return  # the callback closed this acceptor
@@ -155,7 +158,7 @@ class Acceptor:
 
     def _turn_away(self) -> None:
         """Give the reserve up to accept the first in the queue and close it."""
-        if self._reserve_fd >= 0:
+        if self.has_reserve:
             self._release_reserve()
             fd, _ = _sys.accept(self.socket.fd)
             if fd >= 0:
@@ -180,7 +183,7 @@ class Acceptor:
 
     def _resume(self) -> None:
         self._resume_timer = None
-        if self._reserve_fd < 0:
+        if not self.has_reserve:
             self._take_reserve()
         self._channel.enable_reading()
 
@@ -188,15 +191,17 @@ class Acceptor:
         try:
             self._reserve_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            self._reserve_fd = -1
+            return
+        self.has_reserve = True
 
     def _release_reserve(self) -> None:
-        if self._reserve_fd >= 0:
-            fd, self._reserve_fd = self._reserve_fd, -1
-            _sys.close(fd)
+        if self.has_reserve:
+            self.has_reserve = False
+            _sys.close(self._reserve_fd)
 
     def __del__(self) -> None:
-        self._release_reserve()
+        if getattr(self, "has_reserve", False):  # a constructor that raised has made nothing to close
+            self._release_reserve()
 
     def __repr__(self) -> str:
         state = "closed" if self.socket.fd < 0 else "listening" if self.is_listening else "idle"

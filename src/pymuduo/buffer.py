@@ -21,9 +21,7 @@ from pymuduo import _sys
 from pymuduo._sys import ReadableRegion
 
 if TYPE_CHECKING:
-    from typing import Union
-
-    BytesLike = Union[bytes, bytearray, memoryview]
+    from pymuduo.callbacks import BytesLike
 
 _CHEAP_PREPEND = 8  # room in front of the content, so that a length header costs no copy
 _INITIAL_SIZE = 1024
@@ -277,6 +275,10 @@ class Buffer(ReadableRegion):
         """
         if scratch is None:
             scratch = bytearray(_SCRATCH_BYTES)
+        elif len(scratch) <= _CHEAP_PREPEND:
+            raise ValueError(f"read_fd: the scratch area must be larger than {_CHEAP_PREPEND} bytes")
+        elif _sys.is_exported(scratch):
+            scratch = bytearray(_SCRATCH_BYTES)  # a view shows it
         elif self._begin == self._end:
             count = _sys.read_into(fd, scratch, _CHEAP_PREPEND, len(scratch))
             if count > 0:
@@ -285,6 +287,8 @@ class Buffer(ReadableRegion):
                 self._end = _CHEAP_PREPEND + count
                 self._borrowed = True
             return count
+        if self._data is scratch:
+            self._own(0)
         writable = len(self._data) - self._end
         if writable == 0:
             self._make_room(1)
@@ -414,9 +418,9 @@ class Buffer(ReadableRegion):
 
 def _as_bytes(data: object) -> bytes:
     """Return a copy of a bytes-like object, or the object itself if it is bytes."""
-    if isinstance(data, bytes):
+    if type(data) is bytes:
         return data
-    if isinstance(data, (Buffer, bytearray, memoryview)):
+    if isinstance(data, (Buffer, bytes, bytearray, memoryview)):
         return bytes(data)
     raise TypeError(f"a bytes-like object or Buffer is required, got {type(data).__name__}: {data!r:.80}")
 

@@ -37,7 +37,8 @@ cdef class EventLoop:
     cdef atomic_int _asleep
     cdef atomic_int _quit
     cdef atomic_int _running
-    cdef atomic_int _closed
+    cdef atomic_int _open
+    cdef object _signals
     cdef long long _poll_return_us
     cdef Timestamp _poll_return_time
 
@@ -46,6 +47,7 @@ cdef class EventLoop:
     cdef object _poll(self)
     @cython.locals(count=Py_ssize_t)
     cdef object _run_pending(self)
+    cdef object _drain(self)
     cdef object _call(self, object callback, tuple args)
     @cython.locals(flushable=Flushable)
     cdef object _flush(self)

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from pymuduo.callbacks import ExceptionHandler
+
 _log = logging.getLogger("pymuduo.event_loop")
 
 _READ_AREA_BYTES = 65536 + 8  # one read's worth and a Buffer's prepend area
 _FOREVER_S = 100 * 365 * 86400.0  # delays beyond a century mean "never", and would overflow the timer's integer
+_MAX_DRAIN_ROUNDS = 1000  # a removal hops twice, a chain of callbacks a few times; this is for ever
 _thread_loop = threading.local()
 
 
@@ -42,6 +45,9 @@ class Flushable:
     """Something with bytes to send before its loop polls again; a connection is one."""
 
     __slots__ = ("_flush_queued",)
+
+    def __init__(self) -> None:
+        self._flush_queued = False
 
     def flush(self) -> None:
         """Send what there is."""
@@ -74,8 +80,8 @@ class EventLoop:
         "_active",
         "_asleep",
         "_close_hooks",
-        "_closed",
         "_lock",
+        "_open",
         "_pending",
         "_pid",
         "_poll_return_time",
@@ -83,6 +89,7 @@ class EventLoop:
         "_poller",
         "_quit",
         "_running",
+        "_signals",
         "_thread_id",
         "_thread_name",
         "_timers",
@@ -103,14 +110,14 @@ class EventLoop:
             raise RuntimeError(
                 f"thread {threading.current_thread().name!r} already has a loop: {existing!r} (one loop per thread)"
             )
-        self._closed = 1  # until everything below is there
         self._timers: TimerQueue = None  # type: ignore[assignment]
         self._thread_id = _sys.thread_id()
         self._thread_name = threading.current_thread().name
         self._pid = os.getpid()
+        self._open = 0  # until everything below is there
         self.name = self._thread_name if name is None else name
         self.context: Any = None
-        self.exception_handler: Callable[[BaseException, object], object] | None = None
+        self.exception_handler: ExceptionHandler | None = None
         self.iteration = 0
         self.read_area = bytearray(_READ_AREA_BYTES)
         self.spare_output: Any = None  # an empty OutputQueue that the next connection to send may use
@@ -124,6 +131,7 @@ class EventLoop:
         self._running = 0
         self._poll_return_us = _sys.realtime_us()
         self._poll_return_time: Timestamp | None = None
+        self._signals: SignalWakeup | None = None
         self._poller = default_poller()
         self._wakeup_fd = _sys.make_eventfd()
         try:
@@ -134,10 +142,12 @@ class EventLoop:
             self._timers = TimerQueue(self)
             self._wakeup_channel.enable_reading()
             self._timers.start()
+            if SignalWakeup.is_possible():
+                self._signals = SignalWakeup(self)
         except BaseException:
             self._close_descriptors()
             raise
-        self._closed = 0
+        self._open = 1
         _thread_loop.loop = self
 
     # --- the life of a loop ---
@@ -145,7 +155,10 @@ class EventLoop:
     @staticmethod
     def current() -> EventLoop | None:
         """Return the calling thread's loop, or None. muduo: ``getEventLoopOfCurrentThread``."""
-        return getattr(_thread_loop, "loop", None)
+        loop: EventLoop | None = getattr(_thread_loop, "loop", None)
+        if loop is not None and not loop.is_of_this_process():
+            return None  # a fork has copied it; it can't be used here
+        return loop
 
     def run(self) -> None:
         """Serve until ``quit``; the loop's thread only. May be called again afterwards.
@@ -160,24 +173,22 @@ class EventLoop:
         muduo: ``EventLoop::loop``.
         """
         self.assert_in_loop_thread()
-        if self._closed:
+        if not self._open:
             raise RuntimeError(f"{self!r} is closed")
         if self._running:
             raise RuntimeError(f"{self!r} is running already")
-        if self._pid != os.getpid():
+        if not self.is_of_this_process():
             raise RuntimeError(f"{self!r} was made in process {self._pid}; a forked child needs a loop of its own")
-        signals = SignalWakeup(self) if SignalWakeup.is_possible() else None
         self._running = 1
         try:
-            if signals is not None:
-                signals.start()
+            if self._signals is not None:
+                self._signals.start()
             while not self._quit:
                 self._iterate()
             self._run_pending()
         finally:
-            if signals is not None:
-                signals.stop()
-                signals.close()
+            if self._signals is not None:
+                self._signals.stop()
             self._quit = 0
             self._running = 0
             self._active.clear()
@@ -197,12 +208,12 @@ class EventLoop:
         Raises:
             RuntimeError: wrong thread, or the loop is running (``quit`` first).
         """
-        if self._closed:
+        if not self._open:
             return
         self.assert_in_loop_thread()
         if self._running:
             raise RuntimeError(f"{self!r} is running: quit() first, close() after run() has returned")
-        if self._pid == os.getpid():
+        if self.is_of_this_process():
             self._quit = 0
             while self._close_hooks:
                 self._call(self._close_hooks.pop(), ())
@@ -211,9 +222,9 @@ class EventLoop:
                     self._call(channel.abandon, ())
             self._drain()
         with self._lock:
-            self._closed = 1
+            self._open = 0
             self._asleep = 0
-        if self._pid == os.getpid():
+        if self.is_of_this_process():
             self._drain()  # what other threads queued just before they could see that it is closed
         self._wakeup_channel.read_callback = None
         self._close_descriptors()
@@ -221,10 +232,13 @@ class EventLoop:
             _thread_loop.loop = None
 
     def __del__(self) -> None:
-        if not self._closed:
-            self._closed = 1
+        if not getattr(self, "is_closed", True):
+            message = f"{self!r} was never closed"
+            is_ours = self.is_of_this_process()
+            self._open = 0
             self._close_descriptors()
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2)
+            if is_ours:
+                warnings.warn(message, ResourceWarning, stacklevel=2)
 
     def _close_descriptors(self) -> None:
         self._poller.close()
@@ -233,6 +247,9 @@ class EventLoop:
         if self._wakeup_fd >= 0:
             fd, self._wakeup_fd = self._wakeup_fd, -1
             _sys.close(fd)
+        if self._signals is not None:
+            self._signals.close()
+            self._signals = None
 
     def call_at_close(self, hook: Callable[[], object]) -> None:
         """Call *hook* when the loop is closed, before its descriptors are; the loop's thread only."""
@@ -341,7 +358,7 @@ class EventLoop:
     @property
     def is_closed(self) -> bool:
         """Whether ``close`` has been called."""
-        return bool(self._closed)
+        return not self._open
 
     @property
     def poll_return_time(self) -> Timestamp:
@@ -359,19 +376,37 @@ class EventLoop:
         return len(self._timers)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "running" if self._running else "idle"
+        state = "closed" if not self._open else "running" if self._running else "idle"
         return f"<EventLoop {self.name!r} {state}>"
 
     # --- for the classes that live on a loop ---
 
     def post(self, callback: Callable[..., object], args: tuple[Any, ...]) -> bool:
-        """Queue a functor; False if the loop is closed. From any thread."""
-        if self._closed:
+        """Queue a functor; False if the loop is closed, and then it will never run. From any thread."""
+        if not self._open:
             return False
-        self._pending.append((callback, args))
+        functor = (callback, args)
+        self._pending.append(functor)
         if self._asleep:
             self._wake_up()
+        elif not self._open:
+            return not self._take_back(functor)
         return True
+
+    def _take_back(self, functor: tuple[Callable[..., object], tuple[Any, ...]]) -> bool:
+        """Take a functor out that was queued while the loop was being closed; False if the loop has run it."""
+        while True:
+            try:
+                self._pending.remove(functor)
+            except ValueError:
+                return False
+            except IndexError:
+                continue  # another thread queued or took one meanwhile
+            return True
+
+    def is_of_this_process(self) -> bool:
+        """Whether this process made the loop; a forked child has only a copy that can't be used."""
+        return self._pid == os.getpid()
 
     def get_poll_return_time(self) -> Timestamp:
         """Return ``poll_return_time``; made only if somebody asks."""
@@ -459,10 +494,13 @@ class EventLoop:
             self._call(callback, args)
 
     def _drain(self) -> None:
-        """Run functors and flush until neither makes more."""
-        while self._pending or self._to_flush:
+        """Run functors and flush until neither makes more; one that queues itself for ever is given up."""
+        for _ in range(_MAX_DRAIN_ROUNDS):
             self._run_pending()
             self._flush()
+            if not self._pending and not self._to_flush:
+                return
+        _log.warning("%r: %d functors left unrun: they queue more whenever they run", self, len(self._pending))
 
     def _call(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         try:
@@ -487,7 +525,7 @@ class EventLoop:
         # One caller of many is enough. Two that get here at once wake the loop twice, which is harmless.
         self._asleep = 0
         with self._lock:
-            if not self._closed:
+            if self._open:
                 _sys.signal_eventfd(self._wakeup_fd)
 
     def _handle_wakeup(self, receive_time: Timestamp) -> None:
@@ -499,8 +537,10 @@ class EventLoop:
     def _cancel_timer(self, timer: Timer) -> None:
         self._timers.cancel(timer)
 
-    def _add_timer(self, callback: Callable[..., object], args: tuple[Any, ...], delay: float, interval: float) -> Timer:
-        if self._closed:
+    def _add_timer(
+        self, callback: Callable[..., object], args: tuple[Any, ...], delay: float, interval: float
+    ) -> Timer:
+        if not self._open:
             raise RuntimeError(f"{self!r} is closed")
         if math.isnan(delay):
             raise ValueError(f"delay must be a number of seconds, got {delay}")

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from pymuduo.callbacks import ThreadInitCallback
+
 _log = logging.getLogger("pymuduo.event_loop_thread")
 
 
@@ -28,12 +30,13 @@ class EventLoopThread:
     Thread rule: one thread uses it. muduo: ``EventLoopThread``.
     """
 
-    def __init__(self, init_callback: Callable[[EventLoop], object] | None = None, name: str = "EventLoop") -> None:
+    def __init__(self, init_callback: ThreadInitCallback | None = None, name: str = "EventLoop") -> None:
         self.name = name
         self._init_callback = init_callback
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
-        self._loop: EventLoop | None = None
+        self._loop: EventLoop | None = None  # while it runs
+        self._started_loop: EventLoop | None = None  # set once, for start_loop: it may have ended by then
         self._error: BaseException | None = None
         self._lock = threading.Lock()  # between the thread's end and whoever wants to hear of it
         self._has_ended = False
@@ -56,11 +59,10 @@ class EventLoopThread:
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
         self._ready.wait()
-        if self._error is not None:
+        if self._started_loop is None:
             self._thread.join()
-            raise self._error
-        assert self._loop is not None
-        return self._loop
+            raise self._error or RuntimeError(f"{self!r} has no loop")
+        return self._started_loop
 
     def quit(self, end_callback: Callable[[], object] | None = None) -> None:
         """Let the loop end, and return at once.
@@ -72,8 +74,9 @@ class EventLoopThread:
             self._end_callback = end_callback
         if has_ended and end_callback is not None:
             end_callback()
-        if self._loop is not None:
-            self._loop.quit()
+        loop = self._loop
+        if loop is not None:
+            loop.quit()
 
     def stop(self, timeout: float | None = None) -> bool:
         """Let the loop end and wait for the thread; False if it takes more than *timeout* seconds.
@@ -81,8 +84,7 @@ class EventLoopThread:
         Raises:
             RuntimeError: called in the thread itself, which would wait for itself.
         """
-        if self._loop is not None:
-            self._loop.quit()
+        self.quit()
         return self.join(timeout)
 
     def join(self, timeout: float | None = None) -> bool:
@@ -110,7 +112,7 @@ class EventLoopThread:
             with EventLoop(self.name) as loop:
                 if self._init_callback is not None:
                     self._init_callback(loop)
-                self._loop = loop
+                self._loop = self._started_loop = loop
                 self._ready.set()
                 loop.run()
         except BaseException as e:
@@ -119,6 +121,7 @@ class EventLoopThread:
                 _log.critical("loop thread %r ended by an exception", self.name, exc_info=e)
             self._error = e
         finally:
+            self._loop = None
             self._ready.set()
             with self._lock:
                 self._has_ended = True

@@ -9,6 +9,7 @@ from pymuduo.event_loop_thread import EventLoopThread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pymuduo.callbacks import ThreadInitCallback
     from pymuduo.event_loop import EventLoop
 
 
@@ -56,7 +57,7 @@ class EventLoopThreadPool:
         """Whether ``start`` has been called."""
         return self._started
 
-    def start(self, init_callback: Callable[[EventLoop], object] | None = None) -> None:
+    def start(self, init_callback: ThreadInitCallback | None = None) -> None:
         """Start the threads; *init_callback* is called in each with its loop (with no threads: with the base loop).
 
         Raises:

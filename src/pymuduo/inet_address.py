@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
+from typing import Any
 
 _MAX_PORT = 65535
 
@@ -28,23 +28,23 @@ class InetAddress:
     def __init__(self, host: str, port: int) -> None:
         if not isinstance(host, str):
             raise TypeError(f"InetAddress host must be a str, got {host!r}")
-        if not isinstance(port, int) or isinstance(port, bool):
-            raise TypeError(f"InetAddress port must be an int, got {port!r}")
-        if not 0 <= port <= _MAX_PORT:
-            raise ValueError(f"InetAddress port must be 0..{_MAX_PORT}, got {port}")
-        number, _, interface = host.partition("%")
+        _check_port(port)
+        number, percent, interface = host.partition("%")
+        family = socket.AF_INET6 if ":" in number else socket.AF_INET
         try:
-            address = ipaddress.ip_address(number)
-        except ValueError:
+            # There and back: the kernel's spelling, so that equal addresses are equal strings.
+            self.ip = socket.inet_ntop(family, socket.inet_pton(family, number))
+        except (OSError, ValueError):
             raise ValueError(
                 f"InetAddress host must be a numeric IPv4 or IPv6 address, got {host!r} "
                 "(InetAddress.resolve looks names up)"
             ) from None
-        self.ip = str(address)
         self.port = port
-        self.scope_id = _scope_id(host, interface) if interface else 0
-        if interface and address.version == 4:
-            raise ValueError(f"InetAddress: an IPv4 address has no interface, got {host!r}")
+        self.scope_id = 0
+        if percent:
+            if family == socket.AF_INET:
+                raise ValueError(f"InetAddress: an IPv4 address has no interface, got {host!r}")
+            self.scope_id = _scope_id(host, interface)
 
     @staticmethod
     def any(port: int, *, ipv6: bool = False) -> InetAddress:
@@ -69,10 +69,13 @@ class InetAddress:
             OSError: the name has no address, or the resolver can't be reached (``socket.gaierror``).
             ValueError: *port* is out of range.
         """
-        if not 0 <= port <= _MAX_PORT:
-            raise ValueError(f"InetAddress port must be 0..{_MAX_PORT}, got {port}")
+        _check_port(port)
         found: list[InetAddress] = []
-        for _, _, _, _, where in socket.getaddrinfo(host, port, family, socket.SOCK_STREAM):
+        try:
+            answers = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+        except UnicodeError as e:
+            raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is no host name: {e}") from None
+        for _, _, _, _, where in answers:
             scope = where[3] if len(where) > 3 else 0
             address = from_kernel((str(where[0]).partition("%")[0], int(where[1]), int(scope)))
             if address not in found:
@@ -95,7 +98,7 @@ class InetAddress:
         return self.ip in ("0.0.0.0", "::")
 
     @property
-    def sockaddr(self) -> tuple[str, int] | tuple[str, int, int, int]:
+    def sockaddr(self) -> tuple[Any, ...]:
         """Return what the ``socket`` module takes for this address."""
         return (self.ip, self.port, 0, self.scope_id) if ":" in self.ip else (self.ip, self.port)
 
@@ -130,11 +133,19 @@ def from_kernel(address: tuple[str, int, int]) -> InetAddress:
     return made
 
 
+def _check_port(port: int) -> None:
+    """Refuse what is no port, naming it."""
+    if not isinstance(port, int) or isinstance(port, bool):
+        raise TypeError(f"InetAddress port must be an int, got {port!r}")
+    if not 0 <= port <= _MAX_PORT:
+        raise ValueError(f"InetAddress port must be 0..{_MAX_PORT}, got {port}")
+
+
 def _scope_id(host: str, interface: str) -> int:
     """Return the number of an interface given by name or by number."""
-    if interface.isdecimal():
+    if interface.isdecimal() and int(interface) < 1 << 32:
         return int(interface)
     try:
         return socket.if_nametoindex(interface)
-    except OSError:
+    except (OSError, ValueError):
         raise ValueError(f"InetAddress: no interface {interface!r} on this machine, got {host!r}") from None

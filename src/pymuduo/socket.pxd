@@ -5,6 +5,7 @@ from pymuduo.inet_address cimport InetAddress
 cdef class Socket:
     cdef object __weakref__
     cdef readonly int fd
+    cdef readonly bint is_open
 
     cpdef object set_keep_alive(self, bint on)
     cpdef object set_tcp_no_delay(self, bint on)

@@ -61,10 +61,11 @@ class Socket:
     muduo: ``Socket``.
     """
 
-    __slots__ = ("__weakref__", "fd")
+    __slots__ = ("__weakref__", "fd", "is_open")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.is_open = fd >= 0
 
     @staticmethod
     def create(family: int) -> Socket:
@@ -89,7 +90,10 @@ class Socket:
     def listen(self, backlog: int = _socket.SOMAXCONN) -> None:
         """Let peers connect; up to *backlog* of them wait to be accepted. Raises OSError."""
         with _Borrowed(self.fd) as sock:
-            sock.listen(backlog)
+            try:
+                sock.listen(backlog)
+            except OSError as e:
+                raise _named(e, "listen on", self.local_address) from None
 
     def accept(self) -> tuple[int, InetAddress | None]:
         """Accept one connection: its descriptor, which the caller owns, and the peer; or ``(-errno, None)``."""
@@ -166,7 +170,8 @@ class Socket:
 
     def close(self) -> None:
         """Close the descriptor; twice is harmless."""
-        if self.fd >= 0:
+        if self.is_open:
+            self.is_open = False
             fd, self.fd = self.fd, -1
             _sys.close(fd)
 
@@ -176,7 +181,8 @@ class Socket:
             raise OSError(-result, f"setsockopt({level}, {option}) on {self!r}: {os.strerror(-result)}")
 
     def __del__(self) -> None:
-        self.close()
+        if getattr(self, "is_open", False):  # a constructor that raised has made nothing to close
+            self.close()
 
     def __repr__(self) -> str:
         return f"<Socket fd={self.fd}>" if self.fd >= 0 else "<Socket closed>"

@@ -38,20 +38,17 @@ from pymuduo.output_queue import OutputQueue
 from pymuduo.socket import Socket, TcpInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Union
-
+    from pymuduo.callbacks import (
+        BytesLike,
+        CloseCallback,
+        ConnectionCallback,
+        HighWaterMarkCallback,
+        MessageCallback,
+        WriteCompleteCallback,
+    )
     from pymuduo.event_loop import EventLoop
     from pymuduo.inet_address import InetAddress
     from pymuduo.timer_queue import Timer
-    from pymuduo.timestamp import Timestamp
-
-    BytesLike = Union[bytes, bytearray, memoryview]
-    ConnectionCallback = Callable[["TcpConnection"], object]
-    MessageCallback = Callable[["TcpConnection", Buffer, Timestamp], object]
-    WriteCompleteCallback = Callable[["TcpConnection"], object]
-    HighWaterMarkCallback = Callable[["TcpConnection", int], object]
-    CloseCallback = Callable[["TcpConnection"], object]
 
 _log = logging.getLogger("pymuduo.tcp_connection")
 
@@ -148,7 +145,6 @@ class TcpConnection(Flushable):
         "_in_handler",
         "_input",
         "_name",
-        "number",
         "_output",
         "_peer_closed",
         "_reading",
@@ -168,6 +164,7 @@ class TcpConnection(Flushable):
         "message_callback",
         "messages_received",
         "messages_sent",
+        "number",
         "peer_address",
         "write_complete_callback",
     )
@@ -187,6 +184,7 @@ class TcpConnection(Flushable):
             fd: non-blocking and close-on-exec; owned by the connection from now on.
             number: if not negative, ``#number`` ends the name. (The two are joined only when somebody asks.)
         """
+        super().__init__()
         self.loop = loop
         self._name = name
         self.number = number
@@ -212,7 +210,6 @@ class TcpConnection(Flushable):
         self._state = _CONNECTING
         self._closing = 0  # set by any thread that ends the connection: sends are refused from then on
         self._reading = 0
-        self._flush_queued = False
         self._in_handler = False
         self._above_mark = False
         self._half_close_wanted = False
@@ -434,7 +431,7 @@ class TcpConnection(Flushable):
                 self._socket.shutdown_write()
 
     def _force_close_with_delay_in_loop(self, seconds: float) -> None:
-        if self._state == _CONNECTED or self._state == _DISCONNECTING:
+        if self._state in (_CONNECTED, _DISCONNECTING):
             self._state = _DISCONNECTING
             if self._close_timer is not None:
                 self._close_timer.cancel()

@@ -19,15 +19,15 @@ from pymuduo.inet_address import InetAddress
 from pymuduo.tcp_connection import TcpConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
     from pymuduo.buffer import Buffer
-    from pymuduo.tcp_connection import (
+    from pymuduo.callbacks import (
         CloseCallback,
         ConnectionCallback,
         HighWaterMarkCallback,
         MessageCallback,
+        ThreadInitCallback,
         WriteCompleteCallback,
     )
     from pymuduo.timer_queue import Timer
@@ -113,7 +113,7 @@ class TcpServer:
         self.high_water_mark_callback: HighWaterMarkCallback | None = None
         self.high_water_mark = _HIGH_WATER_MARK
         self.close_callback: CloseCallback | None = None
-        self.thread_init_callback: Callable[[EventLoop], object] | None = None
+        self.thread_init_callback: ThreadInitCallback | None = None
         self._acceptor = Acceptor(loop, address, reuse_port=reuse_port, no_delay=no_delay)
         self._acceptor.new_connection_callback = self._new_connection
         self.address = self._acceptor.address

@@ -28,6 +28,8 @@ cdef class TimerQueue:
     cdef readonly bint needs_arming
     cdef readonly bint has_expired
 
+    @cython.locals(timer=Timer)
+    cpdef object close(self)
     cpdef object add(self, Timer timer)
     cpdef object cancel(self, Timer timer)
     @cython.locals(first=Timer)

@@ -118,6 +118,8 @@ class TimerQueue:
 
     def close(self) -> None:
         """Drop every timer and close the timerfd; the poller has forgotten it already."""
+        for timer in self._heap:
+            timer._position = _NOWHERE
         self._heap = []
         self._channel.read_callback = None
         if self.fd >= 0:

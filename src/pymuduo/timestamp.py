@@ -15,7 +15,7 @@ _US_PER_SECOND = 1_000_000
 class Timestamp:
     """A point in time with microsecond resolution, UTC.
 
-    ``a - b`` is the seconds between two timestamps (a float), ``t + seconds`` and ``t - seconds`` move one.
+    ``a - b`` is the seconds between two timestamps (a float); ``t + seconds`` is another moment.
     Timestamps compare, hash and sort by time; the invalid one, ``Timestamp()``, is 0 and false.
 
     Args:
@@ -57,7 +57,7 @@ class Timestamp:
 
     def to_datetime(self) -> datetime.datetime:
         """Return the moment as an aware UTC datetime, exact to the microsecond."""
-        epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+        epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
         return epoch + datetime.timedelta(microseconds=self.us)
 
     def __add__(self, seconds: float) -> Timestamp:
@@ -65,12 +65,10 @@ class Timestamp:
             return NotImplemented
         return Timestamp(self.us + round(seconds * _US_PER_SECOND))
 
-    def __sub__(self, other: Timestamp | float) -> Timestamp | float:
-        if isinstance(other, Timestamp):
-            return float(self.us - other.us) / _US_PER_SECOND
-        if not isinstance(other, (int, float)):
+    def __sub__(self, other: Timestamp) -> float:
+        if not isinstance(other, Timestamp):
             return NotImplemented
-        return Timestamp(self.us - round(other * _US_PER_SECOND))
+        return float(self.us - other.us) / _US_PER_SECOND
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Timestamp) and self.us == other.us

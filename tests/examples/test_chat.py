@@ -39,9 +39,11 @@ class Member:
         self.socket.close()
 
     def say(self, text: str) -> None:
+        """Send a line."""
         self.socket.sendall(encode(text.encode()))
 
     def hear(self) -> str:
+        """Return the next line."""
         (length,) = struct.unpack(">i", receive_exactly(self.socket, 4))
         return receive_exactly(self.socket, length).decode()
 
@@ -337,6 +339,7 @@ class Crowd:
             self._selector.register(sock, selectors.EVENT_READ)
 
     def all_say(self, text: bytes) -> None:
+        """Send a short line with each."""
         for sock in self.heard:
             assert sock.send(encode(text)) == 4 + len(text)  # short: the kernel has room
 
@@ -357,6 +360,7 @@ class Crowd:
         return {sock: take_messages(stream, messages) for sock, stream in self.heard.items()}
 
     def close(self) -> None:
+        """Close every socket."""
         self._selector.close()
         for sock in self.heard:
             sock.close()

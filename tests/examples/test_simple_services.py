@@ -58,15 +58,18 @@ def test_echo_stops_listening_to_a_peer_that_does_not_read_and_loses_nothing() -
 
 
 def test_discard_sends_nothing_back_and_logs_the_throughput() -> None:
-    with running("discard.py", "--interval", "0.05", "--threads", "2") as server:
-        with server.connect() as first, server.connect() as second:
-            first.sendall(bytes(1_000_000))
-            second.sendall(bytes(1_000_000))
-            rate = server.wait_for_log(r"([\d.]+) MiB/s, (\d+) messages/s of (\d+) bytes")
-            assert float(rate.group(1)) > 0
-            for peer in (first, second):
-                peer.shutdown(socket.SHUT_WR)
-                assert receive_all(peer) == b""
+    with (
+        running("discard.py", "--interval", "0.05", "--threads", "2") as server,
+        server.connect() as first,
+        server.connect() as second,
+    ):
+        first.sendall(bytes(1_000_000))
+        second.sendall(bytes(1_000_000))
+        rate = server.wait_for_log(r"([\d.]+) MiB/s, (\d+) messages/s of (\d+) bytes")
+        assert float(rate.group(1)) > 0
+        for peer in (first, second):
+            peer.shutdown(socket.SHUT_WR)
+            assert receive_all(peer) == b""
 
 
 def test_chargen_sends_the_pattern_without_a_gap_and_logs_the_throughput() -> None:

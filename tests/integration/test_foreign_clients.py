@@ -13,6 +13,7 @@ import subprocess
 
 import pytest
 from conftest import PATIENCE_S, eventually
+
 from pymuduo import Buffer, TcpConnection
 
 

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from conftest import PATIENCE_S
+
 from pymuduo import EventLoop
 
 STORM = """

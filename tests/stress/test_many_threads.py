@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import PATIENCE_S, call_in_loop, eventually, receive_all, receive_exactly
+
 from pymuduo import Buffer, ConnectionState, TcpConnection
 
 THREADS = 8

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from conftest import PATIENCE_S, eventually, open_descriptors, receive_exactly, reset
+
 from pymuduo import Buffer, Channel, Socket, TcpConnection
 
 

@@ -6,6 +6,8 @@ list, because descriptors are small integers and a list look-up is the cheapest 
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 from pymuduo.channel import Channel
@@ -58,6 +60,8 @@ class Poller:
 
     def _remember(self, channel: Channel) -> None:
         fd = channel.fd
+        if fd < 0:
+            raise OSError(errno.EBADF, f"{channel!r} has no descriptor: {os.strerror(errno.EBADF)}")
         if fd >= len(self._channels):
             self._channels.extend([None] * (2 * fd - len(self._channels) + 1))
         known = self._channels[fd]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 
 from pymuduo.channel import ADDED, NEW, Channel
@@ -30,6 +31,8 @@ class PollPoller(Poller):
         if channel.events == 0:
             self._take_out(channel)
             return
+        if channel.index == NEW:
+            os.fstat(channel.fd)  # poll(2) itself would only report a descriptor that is not open, for ever
         self._remember(channel)
         self._poll.register(channel.fd, channel.events)
         channel.index = ADDED

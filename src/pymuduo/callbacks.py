@@ -1,0 +1,22 @@
+"""The types of callbacks and of what can be sent, for annotations in user code. muduo: ``Callbacks.h``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from pymuduo.buffer import Buffer
+    from pymuduo.event_loop import EventLoop
+    from pymuduo.tcp_connection import TcpConnection
+    from pymuduo.timestamp import Timestamp
+
+BytesLike: TypeAlias = bytes | bytearray | memoryview
+ConnectionCallback: TypeAlias = Callable[["TcpConnection"], object]
+MessageCallback: TypeAlias = Callable[["TcpConnection", "Buffer", "Timestamp"], object]
+WriteCompleteCallback: TypeAlias = Callable[["TcpConnection"], object]
+HighWaterMarkCallback: TypeAlias = Callable[["TcpConnection", int], object]
+CloseCallback: TypeAlias = Callable[["TcpConnection"], object]
+ThreadInitCallback: TypeAlias = Callable[["EventLoop"], object]
+ExceptionHandler: TypeAlias = Callable[[BaseException, object], object]
+Functor: TypeAlias = Callable[..., Any]
