@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from suite.programs import Peer, measure
-
 import pymuduo
+from suite.programs import Peer, measure
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from suite.programs import Peer, Server, load
-
 import pymuduo
+from suite.programs import Peer, Server, load
 
 CONNECTIONS = 300
 TURNS, SECONDS = 2, 1.5

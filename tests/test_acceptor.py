@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import PATIENCE_S, eventually, reset
 
+from conftest import PATIENCE_S, eventually, reset
 from pymuduo import Acceptor, EventLoop, InetAddress
 
 
@@ -507,3 +507,22 @@ free(held)
 print(json.dumps({"reported": reported, "accepted": eventually(lambda: accepted)}))
 """)
     assert result == {"reported": True, "accepted": True}
+
+
+def test_a_reserve_missed_at_first_is_made_good_when_a_newcomer_is_accepted() -> None:
+    result = run_full("""
+client, last = sockets(2)
+in_loop(acceptor.close)
+held = fill()
+free([held.pop()])
+in_loop(make)  # one for the socket, none for the reserve
+free(held)
+connect(client)
+served = eventually(lambda: accepted)
+held = fill()
+connect(last)
+closed = eventually(lambda: ended(last))
+free(held)
+print(json.dumps({"served": served, "closed": closed}))
+""")
+    assert result == {"served": True, "closed": True}

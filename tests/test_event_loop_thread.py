@@ -8,8 +8,8 @@ import threading
 import weakref
 
 import pytest
-from conftest import PATIENCE_S, call_in_loop, eventually, open_descriptors
 
+from conftest import PATIENCE_S, call_in_loop, eventually, open_descriptors
 from pymuduo import Channel, EventLoop, EventLoopThread
 
 
@@ -138,6 +138,19 @@ def test_quit_returns_at_once_and_calls_back_in_the_thread_when_the_loop_is_clos
     go_on.set()
     assert thread.join(PATIENCE_S)
     assert ended == [("worker", True)]
+
+
+def test_stop_after_quit_keeps_the_promise_to_call_back() -> None:
+    thread = EventLoopThread()
+    loop = thread.start_loop()
+    go_on = threading.Event()
+    loop.queue_in_loop(go_on.wait, PATIENCE_S)
+    ended = threading.Event()
+    thread.quit(ended.set)
+    assert not thread.stop(0)
+    go_on.set()
+    assert thread.join(PATIENCE_S)
+    assert ended.is_set()
 
 
 def test_quit_after_the_thread_has_ended_still_calls_back() -> None:

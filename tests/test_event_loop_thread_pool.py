@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import PATIENCE_S, call_in_loop, eventually, open_descriptors
 
+from conftest import PATIENCE_S, call_in_loop, eventually, open_descriptors
 from pymuduo import EventLoop, EventLoopThreadPool
 
 
@@ -162,6 +162,21 @@ def test_quit_returns_at_once_and_calls_back_once_in_the_base_loop_when_all_have
     loop.run()
     assert ended == [(threading.get_ident(), True)]
     assert pool.loops() == [loop]
+
+
+def test_stop_after_quit_keeps_the_promise_to_call_back(loop: EventLoop) -> None:
+    pool = EventLoopThreadPool(loop, "io", 2)
+    pool.start()
+    go_on = threading.Event()
+    for io in pool.loops():
+        io.queue_in_loop(go_on.wait, PATIENCE_S)  # both end after stop has begun
+    ended: list[str] = []
+    pool.quit(lambda: (ended.append("all"), loop.quit()))
+    threading.Timer(0.01, go_on.set).start()
+    pool.stop()
+    loop.run_after(2, loop.quit)  # ends a run that nothing else would
+    loop.run()
+    assert ended == ["all"]
 
 
 def test_quit_calls_back_although_a_thread_ended_by_itself(loop: EventLoop) -> None:

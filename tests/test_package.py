@@ -7,8 +7,9 @@ import subprocess
 import sys
 import sysconfig
 
-import pymuduo
 import pytest
+
+import pymuduo
 
 
 def test_everything_exported_exists_and_says_what_it_is():
@@ -22,7 +23,7 @@ def test_the_build_that_was_asked_for_is_the_one_that_runs():
     asked = os.environ.get("PYMUDUO_EXPECT")
     if asked is None:
         pytest.skip("PYMUDUO_EXPECT does not say which build this should be")
-    assert pymuduo.COMPILED == (asked == "compiled")
+    assert (asked == "compiled") == pymuduo.COMPILED
 
 
 def test_a_compiled_build_has_every_hot_module_compiled():

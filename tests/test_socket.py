@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from conftest import PATIENCE_S, eventually, reset
 
+from conftest import PATIENCE_S, eventually, reset
 from pymuduo import InetAddress, Socket
 
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import PATIENCE_S, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import PATIENCE_S, eventually
 from pymuduo import _sys
 
 EPOLL_ADD, EPOLL_DELETE, EPOLL_MODIFY = 1, 2, 3

@@ -10,8 +10,8 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import PATIENCE_S, call_in_loop, eventually, own_sockets, receive_all, receive_exactly, reset
 
+from conftest import PATIENCE_S, call_in_loop, eventually, own_sockets, receive_all, receive_exactly, reset
 from pymuduo import Buffer, ConnectionState, EventLoop, InetAddress, TcpConnection
 
 MIB = 1 << 20
@@ -84,15 +84,16 @@ def test_states_go_connecting_connected_disconnecting_disconnected(loop):
     address = InetAddress.loopback(1)
     connection = TcpConnection(loop, "c", ours.detach(), address, address)
     connection.connection_callback = lambda c: seen.append(c.state)
-    assert connection.state is ConnectionState.CONNECTING
+    states = [connection.state]
     connection.connect_established()
-    assert connection.state is ConnectionState.CONNECTED
+    states.append(connection.state)
     connection.shutdown()
-    assert connection.state is ConnectionState.DISCONNECTING
+    states.append(connection.state)
     theirs.close()
     connection.close_callback = lambda c: loop.quit()
     loop.run()
-    assert connection.state is ConnectionState.DISCONNECTED
+    states.append(connection.state)
+    assert [state.name for state in states] == ["CONNECTING", "CONNECTED", "DISCONNECTING", "DISCONNECTED"]
     assert seen == [ConnectionState.CONNECTED, ConnectionState.DISCONNECTED]
     connection.connect_destroyed()
     connection.connect_destroyed()
@@ -112,6 +113,37 @@ def test_a_connection_closed_before_it_was_established_never_calls_back(loop):
     connection.connect_established()
     assert connection.state is ConnectionState.DISCONNECTED
     assert called == []
+    connection.connect_destroyed()
+    assert theirs.recv(1) == b""
+    theirs.close()
+
+
+def unborn(loop: EventLoop) -> tuple[TcpConnection, socket.socket]:
+    """Return a connection that is not established yet, and its peer."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.settimeout(PATIENCE_S)
+    address = InetAddress.loopback(1)
+    return TcpConnection(loop, "c", ours.detach(), address, address), theirs
+
+
+def test_a_shutdown_before_it_is_up_takes_effect_once_it_is(loop):
+    connection, theirs = unborn(loop)
+    connection.shutdown()
+    connection.connect_established()
+    assert connection.state is ConnectionState.DISCONNECTING
+    assert theirs.recv(1) == b""
+    connection.connect_destroyed()
+    theirs.close()
+
+
+def test_a_delayed_close_before_it_is_up_takes_effect_once_it_is(loop):
+    connection, theirs = unborn(loop)
+    connection.close_callback = lambda c: loop.quit()
+    connection.force_close_with_delay(0.001)
+    connection.connect_established()
+    assert connection.state is ConnectionState.DISCONNECTING
+    loop.run()
     connection.connect_destroyed()
     assert theirs.recv(1) == b""
     theirs.close()
@@ -762,7 +794,9 @@ def test_urgent_data_does_not_spin_the_loop(serve):
 def test_stop_read_of_another_connection_holds_within_the_same_iteration(loop):
     """Both have bytes waiting; the first one handled stops the other."""
     address = InetAddress.loopback(1)
-    connections, peers, heard = [], [], []
+    connections: list[TcpConnection] = []
+    peers: list[socket.socket] = []
+    heard: list[str] = []
 
     def on_message(connection: TcpConnection, buffer: Buffer, when: object) -> None:
         heard.append(connection.name)

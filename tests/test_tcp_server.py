@@ -9,8 +9,8 @@ import threading
 import weakref
 
 import pytest
-from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, own_sockets, receive_all, receive_exactly
 
+from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, own_sockets, receive_all, receive_exactly
 from pymuduo import Buffer, EventLoop, EventLoopThread, InetAddress, TcpConnection, TcpServer
 
 

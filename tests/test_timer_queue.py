@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import PATIENCE_S, call_in_loop, eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import PATIENCE_S, call_in_loop, eventually
 from pymuduo import COMPILED, EventLoop, EventLoopThread, Timer, Timestamp, _sys
 from pymuduo.timer_queue import TimerQueue
 

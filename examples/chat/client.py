@@ -20,7 +20,6 @@ import sys
 import threading
 
 from codec import MAX_MESSAGE_BYTES, LengthHeaderCodec, encode
-
 from pymuduo import EventLoop, InetAddress, TcpConnection
 
 _PATIENCE_S = 10.0

@@ -27,7 +27,6 @@ import re
 import signal
 
 from codec import MAX_MESSAGE_BYTES, LengthHeaderCodec, encode
-
 from pymuduo import EventLoop, InetAddress, TcpConnection, TcpServer
 
 _MAX_UNREAD_BYTES = 1 << 20

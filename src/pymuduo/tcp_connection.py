@@ -295,7 +295,8 @@ class TcpConnection(Flushable):
         if type(data) is not bytes:
             _check_sendable(data)
         if self._closing or self._state != _CONNECTED:
-            _log.debug("%s: send after close, %d bytes dropped", self.name, len(data))
+            if _log.isEnabledFor(logging.DEBUG):  # a broadcast may meet many that have just left
+                _log.debug("%s: send after close, %d bytes dropped", self.name, len(data))
             return False
         if type(data) is not bytes:
             data = data.retrieve_all_as_bytes() if isinstance(data, Buffer) else bytes(data)
@@ -374,6 +375,12 @@ class TcpConnection(Flushable):
             self._handle_close()
             return
         self._call_user(self.connection_callback)
+        # Doors that were used before the connection was up.
+        if self._state == _CONNECTED:
+            if self._half_close_wanted:
+                self._begin_half_close()
+            if self._close_timer is not None:
+                self._state = _DISCONNECTING
 
     def connect_destroyed(self) -> None:
         """Leave the loop and close the descriptor; the loop's thread, after the end. Twice is harmless."""
@@ -423,16 +430,20 @@ class TcpConnection(Flushable):
         return True
 
     def _shutdown_in_loop(self) -> None:
-        if self._state == _CONNECTED:
-            self._state = _DISCONNECTING
-        if self._state == _DISCONNECTING and not self._half_close_wanted:
+        if not self._half_close_wanted:
             self._half_close_wanted = True
-            if self._output is None:
-                self._socket.shutdown_write()
+            if self._state in (_CONNECTED, _DISCONNECTING):
+                self._begin_half_close()
+
+    def _begin_half_close(self) -> None:
+        self._state = _DISCONNECTING
+        if self._output is None:
+            self._socket.shutdown_write()
 
     def _force_close_with_delay_in_loop(self, seconds: float) -> None:
-        if self._state in (_CONNECTED, _DISCONNECTING):
+        if self._state == _CONNECTED:
             self._state = _DISCONNECTING
+        if self._state != _DISCONNECTED:
             if self._close_timer is not None:
                 self._close_timer.cancel()
             self._close_timer = self.loop.run_after(seconds, self._handle_close)

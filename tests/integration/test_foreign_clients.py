@@ -12,8 +12,8 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import PATIENCE_S, eventually
 
+from conftest import PATIENCE_S, eventually
 from pymuduo import Buffer, TcpConnection
 
 

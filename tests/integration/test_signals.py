@@ -9,8 +9,8 @@ import sys
 import threading
 
 import pytest
-from conftest import PATIENCE_S
 
+from conftest import PATIENCE_S
 from pymuduo import EventLoop
 
 STORM = """

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import PATIENCE_S, call_in_loop, eventually, receive_all, receive_exactly
 
+from conftest import PATIENCE_S, call_in_loop, eventually, receive_all, receive_exactly
 from pymuduo import Buffer, ConnectionState, TcpConnection
 
 THREADS = 8

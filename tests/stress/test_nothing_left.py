@@ -9,8 +9,8 @@ import sys
 import threading
 
 import pytest
-from conftest import PATIENCE_S, eventually, open_descriptors, receive_exactly, reset
 
+from conftest import PATIENCE_S, eventually, open_descriptors, receive_exactly, reset
 from pymuduo import Buffer, Channel, Socket, TcpConnection
 
 
