@@ -883,6 +883,30 @@ print("timer")
     assert run_python(code).stdout == "timer\n"
 
 
+def test_a_loop_made_in_the_child_of_a_fork_hears_the_childs_signals() -> None:
+    # The fork happens inside a callback, while the parent's loop has asked to be woken by signals.
+    code = f"""{FORK}
+import ctypes, signal
+libc_raise = getattr(ctypes.CDLL(None), "raise")
+def child():
+    code = 43
+    with EventLoop() as mine:
+        def handler(*_):
+            nonlocal code
+            code = 42
+            mine.quit()
+        signal.signal(signal.SIGUSR1, handler)
+        mine.run_after(0.001, libc_raise, int(signal.SIGUSR1))  # no Python code runs after it
+        mine.run_after(3, lambda: os._exit(43))
+        mine.run()
+    return code
+with EventLoop() as loop:
+    loop.queue_in_loop(lambda: (print(in_child(child)), loop.quit()))
+    loop.run()
+"""
+    assert run_python(code).stdout == "42\n"
+
+
 # --- time ---
 
 

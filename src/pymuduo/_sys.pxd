@@ -42,7 +42,7 @@ cpdef Py_ssize_t read_into(int fd, bytearray into, Py_ssize_t begin, Py_ssize_t 
 cpdef Py_ssize_t read_into_two(
     int fd, bytearray first, Py_ssize_t begin, Py_ssize_t end, bytearray second) noexcept
 cpdef Py_ssize_t write_bytes(int fd, bytes chunk, Py_ssize_t offset) noexcept
-cpdef Py_ssize_t write_chunks(int fd, list chunks, Py_ssize_t first, Py_ssize_t offset)
+cpdef Py_ssize_t write_chunks(int fd, bytes head, Py_ssize_t offset, list tail, Py_ssize_t next_one)
 
 cpdef int set_option(int fd, int level, int option, int value) noexcept
 cpdef int take_error(int fd) noexcept

@@ -234,22 +234,23 @@ cpdef Py_ssize_t write_bytes(int fd, bytes chunk, Py_ssize_t offset) noexcept:
     return _write(fd, PyBytes_AS_STRING(chunk) + offset, PyBytes_GET_SIZE(chunk) - offset)
 
 
-cpdef Py_ssize_t write_chunks(int fd, list chunks, Py_ssize_t first, Py_ssize_t offset):
+cpdef Py_ssize_t write_chunks(int fd, bytes head, Py_ssize_t offset, list tail, Py_ssize_t next_one):
     cdef iovec iov[_MAX_IOVECS]
     cdef char gathered[_GATHER_BYTES]
     cdef msghdr message
-    cdef Py_ssize_t total = 0, at = 0, i
-    cdef int count = 0
+    cdef Py_ssize_t total = PyBytes_GET_SIZE(head) - offset, at = 0, i
+    cdef int count = 1
     cdef ssize_t sent
     cdef bytes chunk
-    for i in range(first, len(chunks)):
+    iov[0].iov_base = PyBytes_AS_STRING(head) + offset
+    iov[0].iov_len = total
+    for i in range(next_one, len(tail)):
         if count == _MAX_IOVECS:
             break
-        chunk = <bytes>chunks[i]
-        iov[count].iov_base = PyBytes_AS_STRING(chunk) + offset
-        iov[count].iov_len = PyBytes_GET_SIZE(chunk) - offset
+        chunk = tail[i]
+        iov[count].iov_base = PyBytes_AS_STRING(chunk)
+        iov[count].iov_len = PyBytes_GET_SIZE(chunk)
         total += iov[count].iov_len
-        offset = 0
         count += 1
     if total <= _GATHER_BYTES and total <= count * _GATHER_CHUNK:
         for i in range(count):

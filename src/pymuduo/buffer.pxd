@@ -1,26 +1,34 @@
+cimport cython
+
 from pymuduo cimport _sys
 from pymuduo._sys cimport ReadableRegion
 
 cdef bytearray _NOTHING
 cdef Py_ssize_t _CHEAP_PREPEND
+cdef Py_ssize_t _SCRATCH_BYTES
 
 
 cdef class Buffer(ReadableRegion):
     cdef object __weakref__
     cdef bint _borrowed
 
+    @cython.locals(count=Py_ssize_t)
     cpdef object append(self, object data)
     cpdef bytes retrieve_as_bytes(self, Py_ssize_t count)
     cpdef bytes retrieve_all_as_bytes(self)
     cpdef object retrieve(self, Py_ssize_t count)
     cpdef object retrieve_all(self)
+    @cython.locals(at=Py_ssize_t)
     cpdef Py_ssize_t find(self, bytes what, Py_ssize_t start=*) except -2
+    @cython.locals(count=Py_ssize_t, writable=Py_ssize_t)
     cpdef Py_ssize_t read_fd(self, int fd, bytearray scratch=*) except? -1
     cpdef bint give_back(self) except -1
     cdef object _advance(self, Py_ssize_t count)
+    @cython.locals(readable=Py_ssize_t, size=Py_ssize_t, room=Py_ssize_t)
     cdef object _make_room(self, Py_ssize_t count)
     cpdef object swap(self, Buffer other)
     cdef object _reset(self)
+    @cython.locals(readable=Py_ssize_t)
     cdef object _own(self, Py_ssize_t reserve)
     cdef object _need(self, Py_ssize_t count, str what)
     cpdef object _append_int(self, object value, int width)

@@ -68,6 +68,7 @@ cdef class TcpConnection(Flushable):
     cdef bint _write_failed
     cdef bint _destroyed
 
+    @cython.locals(buffer=Buffer)
     cpdef bint send(self, object data) except -1
     @cython.locals(output=OutputQueue)
     cpdef bint _send_in_loop(self, bytes data) except -1

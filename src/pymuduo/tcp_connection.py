@@ -299,7 +299,11 @@ class TcpConnection(Flushable):
                 _log.debug("%s: send after close, %d bytes dropped", self.name, len(data))
             return False
         if type(data) is not bytes:
-            data = data.retrieve_all_as_bytes() if isinstance(data, Buffer) else bytes(data)
+            if isinstance(data, Buffer):
+                buffer = data
+                data = buffer.retrieve_all_as_bytes()
+            else:
+                data = bytes(data)
         if self.loop.is_in_loop_thread():
             return self._send_in_loop(data)
         return self.loop.post(self._send_in_loop, (data,))
