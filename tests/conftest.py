@@ -24,6 +24,12 @@ T = TypeVar("T")
 PATIENCE_S = 20.0  # far more than anything here takes; a test that reaches it has failed
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what pytest has made so far out of every later collection, which the fixtures ask for often."""
+    gc.collect()
+    gc.freeze()
+
+
 def eventually(condition: Callable[[], T], message: str = "") -> T:
     """Return the first true result of *condition*, asked again and again for at most ``PATIENCE_S``."""
     deadline = time.monotonic() + PATIENCE_S

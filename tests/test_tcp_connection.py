@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import PATIENCE_S, call_in_loop, eventually, own_sockets, receive_all, receive_exactly, reset
-from pymuduo import Buffer, ConnectionState, EventLoop, InetAddress, TcpConnection
+from pymuduo import Buffer, Channel, ConnectionState, EventLoop, InetAddress, TcpConnection
 
 MIB = 1 << 20
 
@@ -131,6 +131,8 @@ def test_a_shutdown_before_it_is_up_takes_effect_once_it_is(loop):
     connection, theirs = unborn(loop)
     connection.shutdown()
     connection.connect_established()
+    loop.quit()
+    loop.run()
     assert connection.state is ConnectionState.DISCONNECTING
     assert theirs.recv(1) == b""
     connection.connect_destroyed()
@@ -569,6 +571,79 @@ def test_a_send_from_another_thread_before_the_peers_fin_is_handled_is_delivered
 
         call_in_loop(server.loop, hold_the_loop)
         assert receive_all(client) == b"queued behind the FIN"
+
+
+@pytest.mark.parametrize("end", ["shutdown", "force_close_with_delay", "stop"])
+def test_what_another_thread_sent_before_the_end_began_is_delivered(serve, end):
+    """The send is accepted and queued while the loop is in a callback, which then ends the connection."""
+    holder: list[Any] = []
+
+    def on_message(connection: TcpConnection, buffer: Buffer, when: object) -> None:
+        buffer.retrieve_all()
+        accepted: list[bool] = []
+        sender = threading.Thread(target=lambda: accepted.append(connection.send(b"accepted")))
+        sender.start()
+        sender.join()
+        assert accepted == [True]
+        if end == "shutdown":
+            connection.shutdown()
+        elif end == "force_close_with_delay":
+            connection.force_close_with_delay(0.05)
+        else:
+            holder[0].server.stop(PATIENCE_S)
+
+    server = serve(0, message_callback=on_message)
+    holder.append(server)
+    with server.connect() as client:
+        client.sendall(b"x")
+        assert receive_all(client) == b"accepted"
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_an_exit_in_the_down_callback_does_not_keep_the_owner_from_hearing(loop, error):
+    connection, theirs = unborn(loop)
+    heard: list[str] = []
+
+    def leave(connection: TcpConnection) -> None:
+        if not connection.connected:
+            raise error
+
+    connection.connection_callback = leave
+    connection.close_callback = lambda c: heard.append("close")
+    connection.set_removal(lambda c: heard.append("removal"))
+    connection.connect_established()
+    theirs.close()
+    with pytest.raises(error):
+        loop.run()
+    assert heard == ["close", "removal"]
+    connection.connect_destroyed()
+
+
+def test_a_channel_hears_of_an_exception_out_of_its_own_handling(loop, caplog):
+    """A connection's channel closes the connection then: a level-triggered event would come again for ever."""
+    ours, theirs = socket.socketpair()
+
+    class Failing(Channel):
+        failures = 0
+
+        def handle_failure(self) -> None:
+            Failing.failures += 1
+            self.disable_all()
+            loop.quit()
+
+    def fail(receive_time: object) -> None:
+        raise MemoryError
+
+    channel = Failing(loop, ours.fileno())
+    channel.read_callback = fail
+    channel.enable_reading()
+    theirs.sendall(b"x")
+    loop.run()
+    assert Failing.failures == 1
+    assert caplog.text.count("exception in a callback") == 1
+    channel.remove()
+    ours.close()
+    theirs.close()
 
 
 def test_force_close_drops_what_is_unsent_and_calls_back_once(serve, threads):

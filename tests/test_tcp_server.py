@@ -282,6 +282,68 @@ def test_stop_closes_by_force_a_peer_that_does_not_finish_in_time(serve):
         assert receive_all(client) == b""
 
 
+def test_a_second_stop_does_not_lengthen_the_first(serve):
+    server = serve(1)
+    with server.connect() as client:
+        eventually(lambda: server.server.connections)
+        server.server.stop(0.05)
+        server.server.stop(10_000)
+        assert server.server.join(PATIENCE_S)
+        assert receive_all(client) == b""
+
+
+def test_stop_and_join_of_a_server_whose_loop_is_closed_return():
+    with EventLoop() as loop:
+        server = TcpServer(loop, InetAddress.loopback(0), "never started")
+    server.stop()
+    assert server.join(PATIENCE_S)
+    thread = threading.Thread(target=server.stop)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert server.is_stopped
+
+
+def test_a_start_queued_when_the_loop_is_closed_leaves_nothing_running():
+    with EventLoop() as loop:
+        server = TcpServer(loop, InetAddress.loopback(0), "late")
+        server.thread_num = 2
+        starter = threading.Thread(target=server.start)
+        starter.start()
+        starter.join()
+    assert server.is_stopped
+    assert not [t for t in threading.enumerate() if t.name.startswith("late")]
+
+
+def test_a_start_that_fails_raises_and_leaves_nothing_running():
+    def fail(loop: EventLoop) -> None:
+        raise ZeroDivisionError
+
+    with EventLoop() as loop:
+        server = TcpServer(loop, InetAddress.loopback(0), "failing")
+        server.thread_num = 2
+        server.thread_init_callback = fail
+        with pytest.raises(ZeroDivisionError):
+            server.start()
+        assert server.join(PATIENCE_S)
+        with pytest.raises(RuntimeError, match="stopped"):
+            server.start()
+
+
+def test_an_exit_in_every_callback_of_a_worker_ends_its_loop_and_not_the_server(serve, caplog):
+    def leave(connection: TcpConnection, *rest: object) -> None:
+        if rest or not connection.connected:
+            raise SystemExit
+
+    server = serve(2, connection_callback=leave, message_callback=leave)
+    with server.connect() as first, server.connect() as second:
+        eventually(lambda: server.server.connection_count == 2)
+        dying = server.server.connections[0].loop
+        first.sendall(b"x")
+        assert receive_all(first) == b""
+        eventually(lambda: dying.is_closed)
+        assert second.send(b"") == 0
+
+
 def test_a_second_stop_shortens_the_first(serve):
     server = serve(1)
     with server.connect():

@@ -1,24 +1,32 @@
-/* Load generator: drives an echo server from one thread and measures it.
+/* Load generator: drives an echo server over TCP from one thread, checks every byte, and measures.
  *
  * Modes
- *   echo     fixed-size messages, echoed back byte for byte (every byte is checked)
- *   line     newline-terminated messages; --depth of them in one write, then wait for all of them
+ *   echo     messages of --size bytes, --depth of them outstanding on each connection
+ *   line     newline-terminated messages; --depth of them in one write, and when all are back, the next ones
  *   connect  connect, one message, its echo, close; --connections of these cycles in flight
  *
- * Closed loop (default): each connection sends its next --depth messages when the last ones are back; latency is
- * from the send to the last byte of the echo. Open loop (--rate): messages are due on a fixed schedule, and
- * latency counts from the moment a message was due, so that a server that stalls is charged for every message it
- * held up (no coordinated omission).
+ * Latency
+ *   Closed loop (--rate 0): from the send to the last byte of the reply, a figure a message (line: a batch; connect:
+ *   a cycle, from connect on). Open loop: messages are due on a fixed schedule, dealt to the connections in turn, and
+ *   latency counts from the moment a message was due, whether or not it could be sent then. A server that stalls is
+ *   so charged for every message it held up; a closed loop would leave those out (coordinated omission).
  *
- * Everything is bounded: a run ends by itself --duration seconds after the warm-up, or fails.
+ * What is checked
+ *   All connections send the same long pseudo-random stream, each from a point of its own, so that a byte lost,
+ *   doubled, changed, or sent to the wrong connection shows. After the measured time nothing new is sent, and all
+ *   that is on its way must come back.
+ *
+ * Exit status: 0; 1 something failed (counted by kind in "errors"); 2 usage; 3 a reply was wrong; 4 out of time.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <getopt.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -30,78 +38,41 @@
 #include <time.h>
 #include <unistd.h>
 
-enum mode { MODE_ECHO, MODE_LINE, MODE_CONNECT };
+#define SECOND 1000000000ull /* everything here counts in nanoseconds */
+
+enum {
+    EVENTS = 1024,
+    INPUT_SIZE = 256 * 1024,
+    RAMP_AT_ONCE = 64,   /* connections on their way to being served: fits a backlog of 100 */
+    RAMP_LIMIT_S = 30,   /* for all of them */
+    DRAIN_LIMIT_S = 10,  /* for the last replies */
+    SENDS_PER_POLL = 64, /* open loop: reading must not starve while the schedule is caught up with */
+    SOURCES = 200,       /* local addresses the connect mode spreads over, so that ports last */
+};
+
+enum mode { ECHO, LINE, CONNECT };
+static const char *const mode_names[] = {"echo", "line", "connect"};
 
 static struct {
     const char *host;
-    int port, connections, depth, cpu;
-    size_t size;
+    long port, connections, size, depth, cpu, pid;
     double duration, warmup, rate;
     enum mode mode;
     bool json;
-} options = {"127.0.0.1", 0, 100, 1, -1, 64, 3.0, 0.5, 0.0, MODE_ECHO, false};
-
-/* --- latency histogram: log-linear, 128 steps an octave (0.8 %), 1 ns to 2^36 ns (69 s) --- */
-
-enum { SUB_BITS = 7, SUB = 1 << SUB_BITS, OCTAVES = 37 - SUB_BITS };
-static uint64_t histogram[OCTAVES * SUB + SUB];
-static uint64_t histogram_count, histogram_max;
-
-static size_t bucket_of(uint64_t ns) {
-    if (ns < SUB) return ns;
-    int octave = 63 - __builtin_clzll(ns) - SUB_BITS;
-    if (octave >= OCTAVES) return sizeof histogram / sizeof *histogram - 1;
-    return (size_t)octave * SUB + (size_t)(ns >> octave);
-}
-
-static double bucket_middle(size_t bucket) {
-    if (bucket < 2 * SUB) return (double)bucket;
-    int octave = (int)(bucket / SUB) - 1;
-    return ((double)(bucket % SUB + SUB) + 0.5) * (double)(1ull << octave);
-}
-
-static void record(uint64_t ns) {
-    histogram[bucket_of(ns)]++;
-    histogram_count++;
-    if (ns > histogram_max) histogram_max = ns;
-}
-
-static double percentile_us(double p) {
-    uint64_t wanted = (uint64_t)(p / 100.0 * (double)histogram_count + 0.999999), seen = 0;
-    for (size_t i = 0; i < sizeof histogram / sizeof *histogram; i++) {
-        seen += histogram[i];
-        if (seen >= wanted && seen) {
-            double ns = bucket_middle(i);
-            return (ns < (double)histogram_max ? ns : (double)histogram_max) / 1000.0;
-        }
-    }
-    return 0.0;
-}
-
-/* --- connections --- */
-
-struct connection {
-    int fd;
-    bool connecting;
-    uint64_t sent, received; /* bytes of the stream so far */
-    uint64_t target;         /* bytes that are due to have been sent */
-    uint64_t due_head, due_tail; /* ring of the moments at which unanswered messages were due */
+} options = {
+    .host = "127.0.0.1", .connections = 100, .size = 64, .depth = 1, .cpu = -1, .duration = 3.0, .warmup = 0.5,
 };
 
-static struct connection *connections;
-static uint64_t *due; /* connections × ring size */
-static size_t ring_size;
-static char *pattern; /* what the stream of every connection consists of, repeated */
-static size_t pattern_size;
-static int epoll_fd;
-static uint64_t messages, bytes, connects, refused, resets, ended_early;
-static bool measuring;
-static struct sockaddr_in server;
+enum error { REFUSED, TIMED_OUT, CONNECT_FAILED, RESET, CLOSED, IO_FAILED, UNANSWERED, ERROR_KINDS };
+static const char *const error_names[] = {
+    "refused", "timed_out", "connect_failed", "reset", "closed", "io_failed", "unanswered",
+};
+static uint64_t errors[ERROR_KINDS];
 
 static uint64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
 }
 
 static void die(const char *what) {
@@ -109,301 +80,622 @@ static void die(const char *what) {
     exit(1);
 }
 
-static void watch(struct connection *c, int op, uint32_t events) {
-    struct epoll_event event = {.events = events, .data.ptr = c};
-    if (epoll_ctl(epoll_fd, op, c->fd, &event) < 0) die("epoll_ctl");
+static void wrong_reply(const char *what, uint64_t at) {
+    fprintf(stderr, "loadgen: WRONG REPLY: %s, byte %llu of its connection\n", what, (unsigned long long)at);
+    exit(3);
 }
 
-static void open_connection(struct connection *c) {
-    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (c->fd < 0) die("socket");
-    int on = 1;
-    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    if (options.mode == MODE_CONNECT) {
-        /* Close with a reset, so that a million connects do not use up the ports in TIME_WAIT. */
-        struct linger linger = {1, 0};
-        setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+/* --- histogram: log-linear, 128 steps an octave, so within 0.4 % of the truth; 1 ns to 68 s --- */
+
+enum { STEP_BITS = 7, STEPS = 1 << STEP_BITS, TOP_BITS = 36, BUCKETS = (TOP_BITS - STEP_BITS + 1) * STEPS };
+static struct {
+    uint64_t buckets[BUCKETS], count, max;
+} latencies;
+
+static void record(uint64_t ns) {
+    uint64_t v = ns >> TOP_BITS ? (1ull << TOP_BITS) - 1 : ns;
+    int shift = v < STEPS ? 0 : 63 - __builtin_clzll(v) - STEP_BITS;
+    latencies.buckets[((uint64_t)shift << STEP_BITS) + (v >> shift)]++;
+    latencies.count++;
+    if (ns > latencies.max) latencies.max = ns;
+}
+
+static double percentile_us(double percent) {
+    double rank = percent / 100.0 * (double)latencies.count;
+    uint64_t seen = 0;
+    for (int i = 0; i < BUCKETS && latencies.count; i++) {
+        seen += latencies.buckets[i];
+        if (seen == 0 || (double)seen < rank) continue;
+        int shift = i < 2 * STEPS ? 0 : i / STEPS - 1;
+        uint64_t low = (uint64_t)(i - shift * STEPS) << shift, middle = low + ((1ull << shift) - 1) / 2;
+        return (double)(middle < latencies.max ? middle : latencies.max) / 1e3;
     }
-    c->connecting = true;
-    c->sent = c->received = c->target = 0;
-    if (connect(c->fd, (struct sockaddr *)&server, sizeof server) < 0 && errno != EINPROGRESS) die("connect");
+    return 0.0;
+}
+
+/* --- the stream --- */
+
+static char *stream;  /* `period` bytes, and its beginning once more, so that a batch never wraps */
+static uint64_t period, messages_in_period;
+static uint64_t unit; /* bytes that are timed as one: a message, or in line mode a batch */
+static uint64_t unit_messages;
+
+static void make_stream(void) {
+    uint64_t size = (uint64_t)options.size;
+    unit_messages = options.mode == LINE ? (uint64_t)options.depth : 1;
+    unit = size * unit_messages;
+    messages_in_period = (1u << 20) / size + 3;
+    period = messages_in_period * size;
+    uint64_t total = period + size * (uint64_t)options.depth;
+    stream = malloc(total);
+    if (!stream) die("memory for the stream");
+    uint64_t x = 88172645463325252ull; /* xorshift64 */
+    for (uint64_t i = 0; i < period; i++) {
+        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+        bool ends_line = options.mode == LINE && i % size == size - 1;
+        /* within a line there must be no newline */
+        stream[i] = ends_line ? '\n' : options.mode == LINE ? (char)('!' + (x >> 32) % 94) : (char)(x >> 32);
+    }
+    for (uint64_t i = period; i < total; i++) stream[i] = stream[i - period];
+}
+
+/* --- connections --- */
+
+enum state { UNUSED, CONNECTING, PROBING, UP, DEAD };
+
+struct connection {
+    int fd;
+    enum state state;
+    bool is_blocked;         /* the socket takes no more for now: EPOLLOUT will tell */
+    uint64_t base;           /* where in the stream it began */
+    uint64_t target;         /* bytes that it has been told to send */
+    uint64_t sent, received; /* bytes */
+    uint64_t probed;         /* bytes of the first message, which only shows that the server serves us */
+    uint64_t *sent_at;       /* closed loop: a ring, when each outstanding unit was sent */
+    uint64_t due;            /* connect mode: when the cycle was due */
+};
+
+static struct connection *connections;
+static uint64_t ring; /* units a connection may have outstanding in a closed loop */
+static int epoll_fd;
+static struct sockaddr_storage server;
+static socklen_t server_size;
+static long served, dead;
+static long begun; /* connect mode, closed loop: connections that have had a first cycle */
+
+static bool is_measuring, is_draining;
+static uint64_t counted;                   /* messages that came back in the measured time */
+static uint64_t unsent;                    /* open loop: messages that were due, but could not be sent in time */
+static uint64_t schedule_start, scheduled; /* open loop: unit k is due at start + k × unit_messages / rate */
+
+static uint64_t due_time(uint64_t k) {
+    return schedule_start + (uint64_t)((double)k * (double)unit_messages * 1e9 / options.rate);
+}
+
+static void watch(struct connection *c, int operation, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.ptr = c};
+    if (epoll_ctl(epoll_fd, operation, c->fd, &event) < 0) die("epoll_ctl");
+}
+
+static void fail(struct connection *c, enum error kind) {
+    errors[kind]++;
+    close(c->fd);
+    c->state = DEAD;
+    dead++;
+}
+
+static void fail_errno(struct connection *c, int error) {
+    enum error kind = c->state == CONNECTING ? CONNECT_FAILED : IO_FAILED;
+    if (error == ECONNREFUSED) kind = REFUSED;
+    else if (error == ETIMEDOUT) kind = TIMED_OUT;
+    else if (error == ECONNRESET || error == EPIPE) kind = RESET;
+    fail(c, kind);
+}
+
+static void open_connection(struct connection *c, uint64_t due) {
+    static unsigned turn;
+    int on = 1;
+    c->fd = socket(server.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (c->fd < 0) die("socket");
+    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    const struct sockaddr_in *to = (const struct sockaddr_in *)&server;
+    if (options.mode == CONNECT && server.ss_family == AF_INET && ntohl(to->sin_addr.s_addr) >> 24 == 127) {
+        /* Closed in good order, a connection holds its port for a minute; all of 127/8 is this machine. */
+        struct sockaddr_in from = {.sin_family = AF_INET};
+        from.sin_addr.s_addr = htonl(INADDR_LOOPBACK + turn++ % SOURCES);
+        setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+        if (bind(c->fd, (struct sockaddr *)&from, sizeof from) < 0) die("bind");
+    }
+    c->state = CONNECTING;
+    c->is_blocked = false;
+    c->base = (uint64_t)(c - connections) * 7919 % messages_in_period * (uint64_t)options.size;
+    c->target = c->sent = c->received = c->probed = 0;
+    c->due = due;
+    if (connect(c->fd, (struct sockaddr *)&server, server_size) < 0 && errno != EINPROGRESS) {
+        fail_errno(c, errno);
+        return;
+    }
     watch(c, EPOLL_CTL_ADD, EPOLLOUT);
 }
 
-static void push_due(struct connection *c, uint64_t when) {
-    if (c->due_tail - c->due_head >= ring_size) return; /* hopelessly behind: the oldest ones tell enough */
-    due[(size_t)(c - connections) * ring_size + c->due_tail++ % ring_size] = when;
-}
-
-/* Send what is due and has not been sent. */
+/* Send what the connection has been told to send: one write, unless more than `depth` messages are waiting. */
 static void pump(struct connection *c) {
-    while (c->sent < c->target) {
-        size_t at = c->sent % pattern_size, n = pattern_size - at;
-        if (n > c->target - c->sent) n = c->target - c->sent;
-        ssize_t w = send(c->fd, pattern + at, n, MSG_NOSIGNAL);
-        if (w < 0) {
-            if (errno == EAGAIN) {
-                watch(c, EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT);
-                return;
-            }
-            if (errno == ECONNRESET || errno == EPIPE) {
-                resets++;
-                return;
-            }
-            die("send");
+    uint64_t most = (uint64_t)options.size * (uint64_t)options.depth;
+    while (!c->is_blocked && c->sent < c->target) {
+        uint64_t n = c->target - c->sent < most ? c->target - c->sent : most;
+        ssize_t done = send(c->fd, stream + (c->base + c->sent) % period, n, MSG_NOSIGNAL);
+        if (done > 0) {
+            c->sent += (uint64_t)done;
+        } else if (errno == EAGAIN) {
+            c->is_blocked = true;
+            watch(c, EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT);
+        } else if (errno != EINTR) {
+            fail_errno(c, errno);
+            return;
         }
-        c->sent += (uint64_t)w;
     }
 }
 
-/* Make one more batch (echo, line: --depth messages; connect: one) due now. */
-static void start_batch(struct connection *c, uint64_t when) {
-    push_due(c, when);
-    c->target += options.size * (uint64_t)(options.mode == MODE_CONNECT ? 1 : options.depth);
+/* Closed loop: tell the connection to send `units` more, now. */
+static void send_units(struct connection *c, uint64_t units) {
+    uint64_t now = now_ns();
+    for (uint64_t i = 0; i < units; i++) {
+        c->sent_at[(c->target - c->probed) / unit % ring] = now;
+        c->target += unit;
+    }
     pump(c);
 }
 
-static uint64_t batch_bytes(void) {
-    if (options.rate > 0 || options.mode == MODE_CONNECT) return options.size;
-    return options.size * (uint64_t)options.depth;
+static void note_reply(uint64_t since, uint64_t now) {
+    if (!is_measuring) return;
+    record(now > since ? now - since : 0);
+    if (!is_draining) counted += unit_messages;
 }
 
-static void answer_complete(struct connection *c, uint64_t now) {
-    uint64_t when = due[(size_t)(c - connections) * ring_size + c->due_head++ % ring_size];
-    if (measuring) {
-        record(now - when);
-        messages += batch_bytes() / options.size;
-        bytes += batch_bytes();
+static void check_bytes(const struct connection *c, const char *input, uint64_t n) {
+    for (uint64_t done = 0; done < n;) {
+        uint64_t at = (c->base + c->received + done) % period, m = period - at;
+        if (m > n - done) m = n - done;
+        if (memcmp(input + done, stream + at, m) != 0) {
+            while (input[done] == stream[at]) done++, at++;
+            wrong_reply("a byte is not the one sent", c->received + done);
+        }
+        done += m;
     }
 }
 
-static void handle_readable(struct connection *c) {
-    static char input[1 << 18];
-    for (;;) {
-        ssize_t n = recv(c->fd, input, sizeof input, 0);
-        if (n < 0 && errno == EAGAIN) return;
-        if (n <= 0) {
-            if (n < 0) resets++;
-            else ended_early++;
-            fprintf(stderr, "loadgen: the server closed a connection\n");
-            exit(1);
-        }
-        for (size_t done = 0; done < (size_t)n;) {
-            size_t at = (c->received + done) % pattern_size, m = pattern_size - at;
-            if (m > (size_t)n - done) m = (size_t)n - done;
-            if (memcmp(input + done, pattern + at, m) != 0) {
-                fprintf(stderr, "loadgen: wrong bytes in the echo, near byte %llu of a connection\n",
-                        (unsigned long long)(c->received + done));
-                exit(1);
-            }
-            done += m;
-        }
-        uint64_t before = c->received / batch_bytes();
+static void end_cycle(struct connection *c, uint64_t now) {
+    note_reply(c->due, now);
+    close(c->fd);
+    c->state = UNUSED;
+    if (is_draining || options.rate > 0) return;
+    open_connection(c, now_ns());
+    if (begun < options.connections) open_connection(&connections[begun++], now_ns());
+}
+
+static void handle_replies(struct connection *c) {
+    static char input[INPUT_SIZE];
+    ssize_t n = recv(c->fd, input, sizeof input, 0);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (n <= 0) {
+        if (n == 0) fail(c, CLOSED);
+        else fail_errno(c, errno);
+        return;
+    }
+    if (c->received + (uint64_t)n > c->sent) wrong_reply("more came back than was sent", c->sent);
+    check_bytes(c, input, (uint64_t)n);
+    if (c->state == PROBING) {
         c->received += (uint64_t)n;
-        if (c->received > c->sent) {
-            fprintf(stderr, "loadgen: more bytes came back than were sent\n");
-            exit(1);
+        if (c->received == c->probed) {
+            c->state = UP;
+            served++;
         }
-        uint64_t complete = c->received / batch_bytes() - before;
-        if (complete) {
-            uint64_t now = now_ns();
-            while (complete--) answer_complete(c, now);
-            if (options.mode == MODE_CONNECT) {
-                if (measuring) connects++;
-                close(c->fd);
-                c->due_head = c->due_tail = 0;
-                open_connection(c);
-                push_due(c, now_ns());
-                return;
-            }
-            if (options.rate == 0.0 && c->received == c->target) start_batch(c, now);
-        }
-        if ((size_t)n < sizeof input) return;
+        return;
+    }
+    uint64_t first = (c->received - c->probed) / unit;
+    c->received += (uint64_t)n;
+    uint64_t next = (c->received - c->probed) / unit;
+    if (first == next) return;
+    uint64_t now = now_ns();
+    if (options.mode == CONNECT) {
+        end_cycle(c, now);
+    } else if (options.rate > 0) {
+        uint64_t index = (uint64_t)(c - connections);
+        for (uint64_t i = first; i < next; i++) note_reply(due_time(i * (uint64_t)options.connections + index), now);
+    } else {
+        for (uint64_t i = first; i < next; i++) note_reply(c->sent_at[i % ring], now);
+        if (!is_draining) send_units(c, next - first);
     }
 }
 
 static void handle_connected(struct connection *c) {
     int error = 0;
-    socklen_t n = sizeof error;
-    getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &n);
+    socklen_t size = sizeof error;
+    getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size);
     if (error) {
-        refused++;
-        errno = error;
-        die("connect");
+        fail_errno(c, error);
+        return;
     }
-    c->connecting = false;
     watch(c, EPOLL_CTL_MOD, EPOLLIN);
+    c->target = (uint64_t)options.size;
+    c->probed = options.mode == CONNECT ? 0 : c->target;
+    c->state = options.mode == CONNECT ? UP : PROBING;
+    pump(c);
 }
 
-static void step(int timeout_ms) {
-    struct epoll_event events[1024];
-    int n = epoll_wait(epoll_fd, events, 1024, timeout_ms);
-    if (n < 0 && errno != EINTR) die("epoll_wait");
-    for (int i = 0; i < n; i++) {
+static void poll_once(int timeout_ms) {
+    static struct epoll_event events[EVENTS];
+    int count = epoll_wait(epoll_fd, events, EVENTS, timeout_ms);
+    if (count < 0 && errno != EINTR) die("epoll_wait");
+    for (int i = 0; i < count; i++) {
         struct connection *c = events[i].data.ptr;
-        if (c->connecting) {
+        if (c->state == CONNECTING) {
             handle_connected(c);
-            if (options.mode == MODE_CONNECT) {
-                c->target = options.size;
-                pump(c);
-            }
             continue;
         }
         if (events[i].events & EPOLLOUT) {
+            c->is_blocked = false;
             watch(c, EPOLL_CTL_MOD, EPOLLIN);
             pump(c);
         }
-        if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) handle_readable(c);
+        if (c->state != DEAD && events[i].events & ~(uint32_t)EPOLLOUT) handle_replies(c);
     }
 }
 
-/* Open all connections, at most 256 of them on their way at once, so that no backlog overflows. */
-static void connect_all(void) {
-    uint64_t deadline = now_ns() + 60ull * 1000000000ull;
-    int opened = 0, up = 0;
-    while (up < options.connections) {
-        while (opened < options.connections && opened - up < 256) open_connection(&connections[opened++]);
-        step(100);
-        up = 0;
-        for (int i = 0; i < opened; i++) up += !connections[i].connecting;
-        if (now_ns() > deadline) {
-            errno = ETIMEDOUT;
-            die("connecting");
+/* --- a run: ramp up, warm up, measure, drain --- */
+
+/* A connection counts once its first message came back: connected is not yet accepted, and only replies show that
+ * the backlog is being emptied. */
+static void ramp_up(void) {
+    uint64_t deadline = now_ns() + RAMP_LIMIT_S * SECOND;
+    long opened = 0;
+    while (served + dead < options.connections && now_ns() < deadline) {
+        while (opened < options.connections && opened - served - dead < RAMP_AT_ONCE)
+            open_connection(&connections[opened++], 0);
+        poll_once(100);
+    }
+    for (long i = 0; i < opened; i++)
+        if (connections[i].state == CONNECTING || connections[i].state == PROBING) fail(&connections[i], TIMED_OUT);
+    if (served > 0) return;
+    fprintf(stderr, "loadgen: none of %ld connections was served:", options.connections);
+    for (int kind = 0; kind < ERROR_KINDS; kind++)
+        if (errors[kind]) fprintf(stderr, " %s %llu", error_names[kind], (unsigned long long)errors[kind]);
+    fprintf(stderr, "\n");
+    exit(1);
+}
+
+/* Open loop: hand out what is due; returns how long the next wait may be, in ms (0: spin, the gap is too short). */
+static int follow_schedule(uint64_t now) {
+    static long free_slot;
+    for (int i = 0; i < SENDS_PER_POLL; i++) {
+        uint64_t due = due_time(scheduled);
+        if (due > now) return due - now > 2 * SECOND / 1000 ? 1 : 0;
+        if (options.mode != CONNECT) {
+            struct connection *c = &connections[scheduled++ % (uint64_t)options.connections];
+            c->target += unit;
+            if (c->state == UP) pump(c);
+            continue;
         }
-    }
-}
-
-static void run(double seconds) {
-    uint64_t begin = now_ns(), end = begin + (uint64_t)(seconds * 1e9);
-    static double next_due; /* of the schedule, in ns */
-    static int next_connection;
-    if (next_due == 0.0) next_due = (double)begin;
-    uint64_t now = begin;
-    while (now < end) {
-        if (options.rate > 0) {
-            while (next_due <= (double)now) {
-                start_batch(&connections[next_connection], (uint64_t)next_due);
-                next_connection = (next_connection + 1) % options.connections;
-                next_due += 1e9 / options.rate;
-            }
-            step(0); /* spin: a sleep would be longer than the gaps of the schedule */
-        } else {
-            step(100);
+        long tried = 0;
+        while (tried < options.connections && connections[free_slot].state != UNUSED) {
+            free_slot = (free_slot + 1) % options.connections;
+            tried++;
         }
-        now = now_ns();
+        if (tried == options.connections) return 1; /* all in use: the cycle waits, and its latency counts */
+        open_connection(&connections[free_slot], due);
+        scheduled++;
+    }
+    return 0;
+}
+
+static void run_until(uint64_t end) {
+    for (uint64_t now = now_ns(); now < end && dead < options.connections; now = now_ns()) {
+        int timeout_ms = options.rate > 0 ? follow_schedule(now) : 100;
+        int left_ms = (int)((end - now) / 1000000) + 1;
+        poll_once(timeout_ms < left_ms ? timeout_ms : left_ms);
     }
 }
 
-static void usage(FILE *out) {
-    fprintf(out,
-            "usage: loadgen --port PORT [options]\n"
-            "  --host IP            server (127.0.0.1)\n"
-            "  --connections N      connections at once (100)\n"
-            "  --size BYTES         message size (64)\n"
-            "  --depth D            messages sent together on a connection (1)\n"
-            "  --duration S         measured seconds (3)\n"
-            "  --warmup S           seconds before (0.5)\n"
-            "  --rate M             open loop: M messages/s over all connections; 0: closed loop (0)\n"
-            "  --mode MODE          echo, line or connect (echo)\n"
-            "  --cpu N              run on processor N only\n"
-            "  --json               print one JSON object\n");
+static void start_load(void) {
+    schedule_start = now_ns();
+    if (options.rate > 0) return;
+    if (options.mode == CONNECT) { /* each cycle that ends starts one more, until all are in flight */
+        while (begun < options.connections && begun < RAMP_AT_ONCE) open_connection(&connections[begun++], now_ns());
+        return;
+    }
+    for (long i = 0; i < options.connections; i++)
+        if (connections[i].state == UP) send_units(&connections[i], ring);
+}
+
+static bool is_owed_replies(const struct connection *c) {
+    if (options.mode == CONNECT) return c->state == CONNECTING || c->state == UP;
+    return c->state == UP && c->received < c->target;
+}
+
+/* Open loop: withdraw what was handed out but not sent, and count it, and its latency as the time it has waited. */
+static void withdraw_unsent(uint64_t end) {
+    for (long i = 0; i < options.connections && options.mode != CONNECT; i++) {
+        struct connection *c = &connections[i];
+        uint64_t started = c->sent < c->probed ? 0 : (c->sent - c->probed + unit - 1) / unit;
+        uint64_t told = c->target < c->probed ? 0 : (c->target - c->probed) / unit;
+        for (uint64_t k = started; k < told; k++, unsent += unit_messages) {
+            uint64_t due = due_time(k * (uint64_t)options.connections + (uint64_t)i);
+            record(end > due ? end - due : 0);
+        }
+        c->target = c->probed + started * unit;
+    }
+    /* Due but not handed out: the generator, or in connect mode the free connections, did not keep up. */
+    for (; due_time(scheduled) < end; scheduled++, unsent += unit_messages) record(end - due_time(scheduled));
+}
+
+/* Send nothing new, and wait for all that is on its way. */
+static void drain(uint64_t end) {
+    is_draining = true;
+    if (options.rate > 0) withdraw_unsent(end);
+    uint64_t deadline = now_ns() + DRAIN_LIMIT_S * SECOND;
+    long owed = 1;
+    while (owed && now_ns() < deadline) {
+        owed = 0;
+        for (long i = 0; i < options.connections; i++) owed += is_owed_replies(&connections[i]);
+        if (owed) poll_once(20);
+    }
+    for (long i = 0; i < options.connections && owed; i++) {
+        struct connection *c = &connections[i];
+        if (!is_owed_replies(c)) continue;
+        uint64_t bytes = options.mode == CONNECT ? unit : c->target - c->received;
+        errors[UNANSWERED] += (bytes + (uint64_t)options.size - 1) / (uint64_t)options.size;
+    }
+}
+
+/* --- processor time of the server and of this program, in seconds --- */
+
+struct usage {
+    double user, system, own;
+    double waited, own_waited; /* ready to run, but another program had the processor */
+};
+
+static double seconds_of(struct timeval t) { return (double)t.tv_sec + (double)t.tv_usec / 1e6; }
+
+/* Of a process's main thread; 0 where the kernel does not count it. */
+static double seconds_waited(const char *path) {
+    unsigned long long ran, waited = 0;
+    FILE *f = fopen(path, "r");
+    if (!f) return 0.0;
+    if (fscanf(f, "%llu %llu", &ran, &waited) != 2) waited = 0;
+    fclose(f);
+    return (double)waited / 1e9;
+}
+
+/* The server's, from /proc/PID/stat: all its threads, in ticks of 10 ms. */
+static void read_server_usage(struct usage *u) {
+    char path[64], text[1024];
+    snprintf(path, sizeof path, "/proc/%ld/stat", options.pid);
+    FILE *f = fopen(path, "r");
+    if (!f) die(path);
+    size_t n = fread(text, 1, sizeof text - 1, f);
+    fclose(f);
+    text[n] = '\0';
+    static const char fields[] = " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu";
+    unsigned long long user, system;
+    const char *after_name = strrchr(text, ')'); /* the name may hold anything */
+    if (!after_name || sscanf(after_name + 1, fields, &user, &system) != 2) {
+        fprintf(stderr, "loadgen: %s is not understood\n", path);
+        exit(1);
+    }
+    u->user = (double)user / (double)sysconf(_SC_CLK_TCK);
+    u->system = (double)system / (double)sysconf(_SC_CLK_TCK);
+    snprintf(path, sizeof path, "/proc/%ld/schedstat", options.pid);
+    u->waited = seconds_waited(path);
+}
+
+static struct usage usage_now(void) {
+    struct usage u = {0};
+    struct rusage own;
+    getrusage(RUSAGE_SELF, &own);
+    u.own = seconds_of(own.ru_utime) + seconds_of(own.ru_stime);
+    u.own_waited = seconds_waited("/proc/self/schedstat");
+    if (options.pid) read_server_usage(&u);
+    return u;
+}
+
+/* --- the report --- */
+
+static const double percents[] = {50, 90, 99, 99.9};
+enum { PERCENTS = sizeof percents / sizeof *percents };
+
+static void print_json(double seconds, struct usage used) {
+    double bytes = (double)counted * (double)options.size;
+    printf("{\"mode\": \"%s\", \"messages\": %llu, \"bytes\": %.0f, \"seconds\": %.6f, ", mode_names[options.mode],
+           (unsigned long long)counted, bytes, seconds);
+    printf("\"messages_per_s\": %.1f, \"mib_per_s\": %.3f, \"connections\": %ld, \"unsent\": %llu, ",
+           (double)counted / seconds, bytes / seconds / 1048576.0,
+           options.mode == CONNECT ? options.connections : served, (unsigned long long)unsent);
+    printf("\"latency_us\": {");
+    for (int i = 0; i < PERCENTS; i++) printf("\"p%g\": %.2f, ", percents[i], percentile_us(percents[i]));
+    printf("\"max\": %.2f}, \"generator_busy\": %.3f, \"generator_waited\": %.3f, ", (double)latencies.max / 1e3,
+           used.own / seconds, used.own_waited / seconds);
+    if (options.pid)
+        printf("\"server_user_s\": %.2f, \"server_system_s\": %.2f, \"server_waited\": %.3f, ", used.user, used.system,
+               used.waited / seconds);
+    printf("\"errors\": {");
+    for (int kind = 0; kind < ERROR_KINDS; kind++)
+        printf("%s\"%s\": %llu", kind ? ", " : "", error_names[kind], (unsigned long long)errors[kind]);
+    printf("}}\n");
+}
+
+static void print_text(double seconds, struct usage used) {
+    double rate = (double)counted / seconds;
+    printf("%s, %ld connections, %ld B, depth %ld, %.1f s\n", mode_names[options.mode], options.connections,
+           options.size, options.depth, seconds);
+    printf("  throughput   %.0f messages/s, %.1f MiB/s\n", rate, rate * (double)options.size / 1048576.0);
+    printf("  latency µs  ");
+    for (int i = 0; i < PERCENTS; i++) printf(" p%g %.1f ", percents[i], percentile_us(percents[i]));
+    printf(" max %.1f\n", (double)latencies.max / 1e3);
+    printf("  generator    busy %.0f %% of the time, kept waiting for its processor %.0f %%\n",
+           used.own / seconds * 100, used.own_waited / seconds * 100);
+    if (options.pid && counted)
+        printf("  server       %.2f µs user, %.2f µs system a message, kept waiting %.0f %% of the time\n",
+               used.user / (double)counted * 1e6, used.system / (double)counted * 1e6, used.waited / seconds * 100);
+    if (unsent) printf("  BEHIND       %llu messages were due but not sent in time\n", (unsigned long long)unsent);
+    for (int kind = 0; kind < ERROR_KINDS; kind++)
+        if (errors[kind]) printf("  ERRORS       %s: %llu\n", error_names[kind], (unsigned long long)errors[kind]);
+}
+
+/* --- the command line --- */
+
+static void print_help(FILE *out) {
+    fputs("usage: loadgen --port PORT [options]\n"
+          "\n"
+          "  --host HOST       the server (127.0.0.1)\n"
+          "  --mode MODE       echo, line or connect (echo)\n"
+          "  --connections N   at once (100)\n"
+          "  --size BYTES      a message, its newline included (64)\n"
+          "  --depth D         echo: messages outstanding on a connection; line: lines in one write (1)\n"
+          "  --duration S      measured seconds (3)\n"
+          "  --warmup S        seconds before that (0.5)\n"
+          "  --rate R          open loop: R messages a second over all connections; 0: closed loop (0)\n"
+          "  --cpu N           run on processor N only\n"
+          "  --pid PID         the server's process: measure its processor time too\n"
+          "  --json            print one JSON object\n"
+          "\n"
+          "exit status: 0; 1 something failed; 2 usage; 3 a reply was wrong; 4 out of time\n",
+          out);
+}
+
+static double number(const char *name, double low, double high) {
+    char *end;
+    double value = strtod(optarg, &end);
+    if (end == optarg || *end != '\0' || !(value >= low && value <= high)) {
+        fprintf(stderr, "loadgen: --%s must be %g..%g, got %s\n", name, low, high, optarg);
+        exit(2);
+    }
+    return value;
+}
+
+static enum mode parse_mode(void) {
+    for (int mode = ECHO; mode <= CONNECT; mode++)
+        if (strcmp(optarg, mode_names[mode]) == 0) return (enum mode)mode;
+    fprintf(stderr, "loadgen: --mode must be echo, line or connect, got %s\n", optarg);
+    exit(2);
 }
 
 static void parse(int argc, char **argv) {
-    static const struct option longs[] = {
-        {"host", 1, 0, 'h'},   {"port", 1, 0, 'p'}, {"connections", 1, 0, 'c'}, {"size", 1, 0, 's'},
-        {"depth", 1, 0, 'd'},  {"duration", 1, 0, 't'}, {"warmup", 1, 0, 'w'},  {"rate", 1, 0, 'r'},
-        {"mode", 1, 0, 'm'},   {"cpu", 1, 0, 'u'},  {"json", 0, 0, 'j'},        {"help", 0, 0, 'H'},
-        {0, 0, 0, 0}};
-    int o;
-    while ((o = getopt_long(argc, argv, "", longs, NULL)) != -1) switch (o) {
-            case 'h': options.host = optarg; break;
-            case 'p': options.port = atoi(optarg); break;
-            case 'c': options.connections = atoi(optarg); break;
-            case 's': options.size = strtoul(optarg, NULL, 10); break;
-            case 'd': options.depth = atoi(optarg); break;
-            case 't': options.duration = atof(optarg); break;
-            case 'w': options.warmup = atof(optarg); break;
-            case 'r': options.rate = atof(optarg); break;
-            case 'm':
-                if (!strcmp(optarg, "echo")) options.mode = MODE_ECHO;
-                else if (!strcmp(optarg, "line")) options.mode = MODE_LINE;
-                else if (!strcmp(optarg, "connect")) options.mode = MODE_CONNECT;
-                else usage(stderr), exit(2);
-                break;
-            case 'u': options.cpu = atoi(optarg); break;
-            case 'j': options.json = true; break;
-            case 'H': usage(stdout); exit(0);
-            default: usage(stderr); exit(2);
+    static const struct option long_options[] = {
+        {"host", required_argument, NULL, 'h'},     {"port", required_argument, NULL, 'p'},
+        {"mode", required_argument, NULL, 'm'},     {"connections", required_argument, NULL, 'c'},
+        {"size", required_argument, NULL, 's'},     {"depth", required_argument, NULL, 'd'},
+        {"duration", required_argument, NULL, 't'}, {"warmup", required_argument, NULL, 'w'},
+        {"rate", required_argument, NULL, 'r'},     {"cpu", required_argument, NULL, 'u'},
+        {"pid", required_argument, NULL, 'i'},      {"json", no_argument, NULL, 'j'},
+        {"help", no_argument, NULL, 'H'},           {NULL, 0, NULL, 0},
+    };
+    int option;
+    while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+        switch (option) {
+        case 'h': options.host = optarg; break;
+        case 'p': options.port = (long)number("port", 1, 65535); break;
+        case 'm': options.mode = parse_mode(); break;
+        case 'c': options.connections = (long)number("connections", 1, 1e6); break;
+        case 's': options.size = (long)number("size", 1, 1 << 24); break;
+        case 'd': options.depth = (long)number("depth", 1, 65536); break;
+        case 't': options.duration = number("duration", 0.05, 3600); break;
+        case 'w': options.warmup = number("warmup", 0, 3600); break;
+        case 'r': options.rate = number("rate", 0, 1e8); break;
+        case 'u': options.cpu = (long)number("cpu", 0, CPU_SETSIZE - 1); break;
+        case 'i': options.pid = (long)number("pid", 1, 1 << 22); break;
+        case 'j': options.json = true; break;
+        case 'H': print_help(stdout); exit(0);
+        default: print_help(stderr); exit(2);
         }
-    if (options.port <= 0 || options.connections <= 0 || options.depth <= 0 || options.size < 1 ||
-        options.size > (1u << 24) || options.duration <= 0 || options.duration > 600 || options.warmup < 0 ||
-        options.rate < 0 || (options.rate > 0 && (options.depth != 1 || options.mode == MODE_CONNECT)))
-        usage(stderr), exit(2);
+    }
+    if (options.port == 0 || optind != argc) {
+        print_help(stderr);
+        exit(2);
+    }
+    if (options.size * options.depth > 1 << 26) {
+        fprintf(stderr, "loadgen: --size times --depth must be at most 64 MiB\n");
+        exit(2);
+    }
+    if (options.mode == CONNECT && options.depth != 1) {
+        fprintf(stderr, "loadgen: --mode connect sends one message a connection: --depth must be 1\n");
+        exit(2);
+    }
+}
+
+static void resolve(void) {
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *found;
+    char port[16];
+    snprintf(port, sizeof port, "%ld", options.port);
+    int error = getaddrinfo(options.host, port, &hints, &found);
+    if (error) {
+        fprintf(stderr, "loadgen: --host %s: %s\n", options.host, gai_strerror(error));
+        exit(2);
+    }
+    memcpy(&server, found->ai_addr, found->ai_addrlen);
+    server_size = found->ai_addrlen;
+    freeaddrinfo(found);
+}
+
+static void out_of_time(int signal_number) {
+    static const char text[] = "loadgen: out of time\n";
+    (void)signal_number;
+    if (write(STDERR_FILENO, text, sizeof text - 1) < 0) _exit(5);
+    _exit(4);
+}
+
+static void prepare(void) {
+    signal(SIGALRM, out_of_time);
+    alarm((unsigned)(options.warmup + options.duration) + RAMP_LIMIT_S + DRAIN_LIMIT_S + 10);
+    if (options.cpu >= 0) {
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET((size_t)options.cpu, &set);
+        if (sched_setaffinity(0, sizeof set, &set) < 0) die("sched_setaffinity");
+    }
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0) die("getrlimit");
+    limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) < 0) die("setrlimit");
+    if ((rlim_t)options.connections + 16 > limit.rlim_max) {
+        fprintf(stderr, "loadgen: %ld connections need more than the %llu descriptors allowed\n", options.connections,
+                (unsigned long long)limit.rlim_max);
+        exit(1);
+    }
+    ring = options.mode == ECHO ? (uint64_t)options.depth : 1;
+    connections = calloc((size_t)options.connections, sizeof *connections);
+    uint64_t *rings = calloc((size_t)options.connections * ring, sizeof *rings);
+    if (!connections || !rings) die("memory for connections");
+    for (long i = 0; i < options.connections; i++) connections[i].sent_at = rings + (uint64_t)i * ring;
+    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll_fd < 0) die("epoll_create1");
 }
 
 int main(int argc, char **argv) {
     parse(argc, argv);
-    struct rlimit limit;
-    getrlimit(RLIMIT_NOFILE, &limit);
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-    if (options.cpu >= 0) {
-        cpu_set_t set;
-        CPU_ZERO(&set);
-        CPU_SET(options.cpu, &set);
-        if (sched_setaffinity(0, sizeof set, &set) < 0) die("sched_setaffinity");
-    }
-    server.sin_family = AF_INET;
-    server.sin_port = htons((uint16_t)options.port);
-    if (inet_pton(AF_INET, options.host, &server.sin_addr) != 1) usage(stderr), exit(2);
+    resolve();
+    prepare();
+    make_stream();
+    if (options.mode != CONNECT) ramp_up();
+    start_load();
+    run_until(now_ns() + (uint64_t)(options.warmup * 1e9));
 
-    /* The stream: different bytes in every message, so that a message lost, doubled or mixed up shows. */
-    size_t count = 1 + (1 << 20) / options.size;
-    if (count > 8191) count = 8191; /* prime to the depths in use */
-    pattern_size = count * options.size;
-    pattern = malloc(pattern_size);
-    connections = calloc((size_t)options.connections, sizeof *connections);
-    ring_size = options.rate > 0 ? 4096 : 2;
-    due = malloc((size_t)options.connections * ring_size * sizeof *due);
-    if (!pattern || !connections || !due) die("memory");
-    uint64_t x = 88172645463325252ull;
-    for (size_t i = 0; i < pattern_size; i++) {
-        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-        pattern[i] = (char)('a' + x % 26);
-        if (options.mode == MODE_LINE && i % options.size == options.size - 1) pattern[i] = '\n';
-    }
-
-    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (epoll_fd < 0) die("epoll_create1");
-    connect_all();
-    uint64_t now = now_ns();
-    if (options.rate == 0.0)
-        for (int i = 0; i < options.connections; i++) start_batch(&connections[i], now);
-    if (options.warmup > 0) run(options.warmup);
-    measuring = true;
+    struct usage before = usage_now();
     uint64_t begin = now_ns();
-    run(options.duration);
-    double seconds = (double)(now_ns() - begin) / 1e9;
+    is_measuring = true;
+    run_until(begin + (uint64_t)(options.duration * 1e9));
+    uint64_t end = now_ns();
+    struct usage after = usage_now();
+    drain(end);
 
-    if (messages == 0) {
-        fprintf(stderr, "loadgen: no message came back\n");
+    double seconds = (double)(end - begin) / 1e9;
+    struct usage used = {after.user - before.user, after.system - before.system, after.own - before.own,
+                         after.waited - before.waited, after.own_waited - before.own_waited};
+    (options.json ? print_json : print_text)(seconds, used);
+    for (int kind = 0; kind < ERROR_KINDS; kind++)
+        if (errors[kind]) return 1;
+    if (counted == 0) {
+        fprintf(stderr, "loadgen: nothing came back in the measured time\n");
         return 1;
     }
-    double mib = (double)bytes / 1048576.0;
-    if (options.json)
-        printf("{\"messages\": %llu, \"bytes\": %llu, \"seconds\": %.6f, \"messages_per_s\": %.1f, "
-               "\"mib_per_s\": %.3f, \"connections\": %d, \"connects\": %llu, \"latency_us\": {\"p50\": %.2f, "
-               "\"p90\": %.2f, \"p99\": %.2f, \"p99.9\": %.2f, \"max\": %.2f}, "
-               "\"errors\": {\"refused\": %llu, \"reset\": %llu, \"ended\": %llu}}\n",
-               (unsigned long long)messages, (unsigned long long)bytes, seconds, (double)messages / seconds,
-               mib / seconds, options.connections, (unsigned long long)connects, percentile_us(50),
-               percentile_us(90), percentile_us(99), percentile_us(99.9), (double)histogram_max / 1000.0,
-               (unsigned long long)refused, (unsigned long long)resets, (unsigned long long)ended_early);
-    else
-        printf("%.0f messages/s, %.1f MiB/s over %d connections in %.1f s\n"
-               "latency in us: p50 %.1f, p90 %.1f, p99 %.1f, p99.9 %.1f, max %.1f\n",
-               (double)messages / seconds, mib / seconds, options.connections, seconds, percentile_us(50),
-               percentile_us(90), percentile_us(99), percentile_us(99.9), (double)histogram_max / 1000.0);
     return 0;
 }

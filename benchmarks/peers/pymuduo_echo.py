@@ -1,6 +1,10 @@
-"""The echo and line services on pymuduo, written as its users write them.
+"""The suite's services on pymuduo, written as its users write them.
 
-On SIGTERM it prints ``connections per loop: n n …`` (as many as were open at once at most) and ends.
+echo  send the buffer back
+line  one ``send`` a line
+
+SIGTERM or SIGINT ends it in good order, and then it prints ``connections per loop: N N …``: how many each loop was
+given since the start.
 """
 
 from __future__ import annotations
@@ -8,28 +12,38 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from types import FrameType
+import threading
 
 from pymuduo import Buffer, EventLoop, InetAddress, TcpConnection, TcpServer, Timestamp
 
-peak: dict[EventLoop, int] = {}
-now: dict[EventLoop, int] = {}
 
+class ConnectionCount:
+    """Counts the connections that each loop is given; a connection callback for any number of loops."""
 
-def count(connection: TcpConnection) -> None:
-    """Count connections; each loop's thread touches its own entry."""
-    loop = connection.loop
-    now[loop] = now.get(loop, 0) + (1 if connection.connected else -1)
-    peak[loop] = max(peak.get(loop, 0), now[loop])
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._given: dict[EventLoop, int] = {}
+
+    def __call__(self, connection: TcpConnection) -> None:
+        """Count a connection that came up."""
+        if connection.connected:
+            with self._lock:
+                self._given[connection.loop] = self._given.get(connection.loop, 0) + 1
+
+    def per_loop(self, loops: int) -> list[int]:
+        """Return the counts of *loops* loops; a loop that was given none counts too."""
+        with self._lock:
+            given = list(self._given.values())
+        return given + [0] * (loops - len(given))
 
 
 def echo(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
-    """Send back what was received."""
+    """Send back what arrived; ``send`` drains the buffer."""
     connection.send(buffer)
 
 
 def echo_lines(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
-    """Send back each line with a send of its own."""
+    """Send back each complete line."""
     while (end := buffer.find(b"\n")) >= 0:
         connection.send(buffer.retrieve_as_bytes(end + 1))
 
@@ -37,31 +51,35 @@ def echo_lines(connection: TcpConnection, buffer: Buffer, receive_time: Timestam
 SERVICES = {"echo": echo, "line": echo_lines}
 
 
+def serve(mode: str, port: int, threads: int) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    count = ConnectionCount()
+    with EventLoop() as loop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: loop.quit())
+        server = TcpServer(loop, InetAddress.loopback(port), "echo")
+        server.thread_num = threads
+        server.connection_callback = count
+        server.message_callback = SERVICES[mode]
+        server.start()
+        print(f"listening on 127.0.0.1:{server.address.port}", flush=True)
+        loop.run()
+        server.stop(0)
+        server.join(5)
+    print("connections per loop:", *count.per_loop(max(threads, 1)), flush=True)
+
+
 def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--cpu", type=int, help="run on this processor only")
-    parser.add_argument("--mode", choices=SERVICES, default="echo")
-    parser.add_argument("--threads", type=int, default=0, help="I/O loops in threads of their own")
-    args = parser.parse_args()
-    if args.cpu is not None:
-        os.sched_setaffinity(0, {args.cpu})
-    with EventLoop() as loop:
-
-        def end(number: int, frame: FrameType | None) -> None:
-            loop.quit()
-
-        signal.signal(signal.SIGTERM, end)
-        server = TcpServer(loop, InetAddress.loopback(args.port), "echo")
-        server.thread_num = args.threads
-        server.connection_callback = count
-        server.message_callback = SERVICES[args.mode]
-        server.start()
-        loops = server.thread_pool.loops()
-        print(f"listening on {server.address}", flush=True)
-        loop.run()
-        print("connections per loop:", *(peak.get(one, 0) for one in loops), flush=True)
+    parser.add_argument("--port", type=int, default=0, help="0 lets the kernel choose (%(default)s)")
+    parser.add_argument("--cpu", type=int, metavar="N", help="run on processor N only")
+    parser.add_argument("--mode", choices=SERVICES, default="echo", help="the service (%(default)s)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="I/O loops; 0: the main loop does it all")
+    options = parser.parse_args()
+    if options.cpu is not None:
+        os.sched_setaffinity(0, {options.cpu})
+    serve(options.mode, options.port, options.threads)
 
 
 if __name__ == "__main__":

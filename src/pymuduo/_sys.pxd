@@ -35,8 +35,8 @@ cpdef bytes load(bytearray data, Py_ssize_t at, Py_ssize_t count)
 cpdef object move(bytearray data, Py_ssize_t to, Py_ssize_t at, Py_ssize_t count)
 cpdef object copy(bytearray into, Py_ssize_t to, bytearray data, Py_ssize_t at, Py_ssize_t count)
 cpdef object store_int(bytearray data, Py_ssize_t at, int width, long long value)
-cpdef long long load_int(bytearray data, Py_ssize_t at, int width) noexcept
-cpdef Py_ssize_t find(bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes what) noexcept
+cpdef long long load_int(bytearray data, Py_ssize_t at, int width) except? -1
+cpdef Py_ssize_t find(bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes what) except? -2
 
 cpdef Py_ssize_t read_into(int fd, bytearray into, Py_ssize_t begin, Py_ssize_t end) noexcept
 cpdef Py_ssize_t read_into_two(

@@ -329,6 +329,8 @@ if sys.version_info >= (3, 13):
             os.timerfd_settime_ns(fd, initial=max(delay_us, 1) * 1000)
         except OSError as e:
             return -(e.errno or 0)
+        except ValueError:  # a negative descriptor
+            return -errno.EBADF
         return 0
 
 else:  # the os module has no timerfd yet

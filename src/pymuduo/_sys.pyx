@@ -9,10 +9,10 @@ the lock away and waiting to get it back: with a busy second thread that wait is
 """
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport errno
+from libc.errno cimport EFAULT, EINVAL, errno
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy, memmove
@@ -137,12 +137,22 @@ cdef class ReadableRegion:
         view.readonly = 1
 
 
+cdef int _check(bytearray data, Py_ssize_t at, Py_ssize_t count) except -1:
+    # A bytearray can be resized by whoever gets hold of it (a memoryview's obj), so offsets are never trusted.
+    if at < 0 or count < 0 or at > PyByteArray_GET_SIZE(data) - count:
+        raise BufferError(f"{count} bytes at {at} are outside of {PyByteArray_GET_SIZE(data)} bytes of memory")
+    return 0
+
+
 cpdef bint is_exported(bytearray data) noexcept:
     return (<PyByteArrayObject *>data).ob_exports > 0
 
 
 cpdef object store(bytearray data, Py_ssize_t at, object source, Py_ssize_t count):
     cdef const unsigned char[::1] view
+    _check(data, at, count)
+    if len(source) != count:
+        raise BufferError(f"{len(source)} bytes to store where {count} were announced")
     if count == 0:
         return None
     if type(source) is bytes:
@@ -153,29 +163,36 @@ cpdef object store(bytearray data, Py_ssize_t at, object source, Py_ssize_t coun
 
 
 cpdef bytes load(bytearray data, Py_ssize_t at, Py_ssize_t count):
+    _check(data, at, count)
     return PyBytes_FromStringAndSize(PyByteArray_AS_STRING(data) + at, count)
 
 
 cpdef object move(bytearray data, Py_ssize_t to, Py_ssize_t at, Py_ssize_t count):
+    _check(data, at, count)
+    _check(data, to, count)
     memmove(PyByteArray_AS_STRING(data) + to, PyByteArray_AS_STRING(data) + at, count)
 
 
 cpdef object copy(bytearray into, Py_ssize_t to, bytearray data, Py_ssize_t at, Py_ssize_t count):
+    _check(data, at, count)
+    _check(into, to, count)
     memcpy(PyByteArray_AS_STRING(into) + to, PyByteArray_AS_STRING(data) + at, count)
 
 
 cpdef object store_int(bytearray data, Py_ssize_t at, int width, long long value):
     cdef uint8_t *p = <uint8_t *>PyByteArray_AS_STRING(data) + at
     cdef int i
+    _check(data, at, width)
     for i in range(width - 1, -1, -1):
         p[i] = <uint8_t>(value & 0xFF)
         value >>= 8
 
 
-cpdef long long load_int(bytearray data, Py_ssize_t at, int width) noexcept:
+cpdef long long load_int(bytearray data, Py_ssize_t at, int width) except? -1:
     cdef uint8_t *p = <uint8_t *>PyByteArray_AS_STRING(data) + at
     cdef uint64_t value = 0
     cdef int i
+    _check(data, at, width)
     for i in range(width):
         value = (value << 8) | p[i]
     if width < 8 and p[0] & 0x80:
@@ -183,10 +200,11 @@ cpdef long long load_int(bytearray data, Py_ssize_t at, int width) noexcept:
     return <long long>value
 
 
-cpdef Py_ssize_t find(bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes what) noexcept:
+cpdef Py_ssize_t find(bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes what) except? -2:
     cdef char *base = PyByteArray_AS_STRING(data)
     cdef Py_ssize_t n = PyBytes_GET_SIZE(what)
     cdef char *found
+    _check(data, begin, end - begin)
     if n == 0:
         return begin
     if end - begin < n:
@@ -201,7 +219,10 @@ cpdef Py_ssize_t find(bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes wh
 # --- reading and writing ---------------------------------------------------------------------------------------
 
 cpdef Py_ssize_t read_into(int fd, bytearray into, Py_ssize_t begin, Py_ssize_t end) noexcept:
-    cdef ssize_t n = c_read(fd, PyByteArray_AS_STRING(into) + begin, end - begin)
+    cdef ssize_t n
+    if begin < 0 or end < begin or end > PyByteArray_GET_SIZE(into):
+        return -EFAULT
+    n = c_read(fd, PyByteArray_AS_STRING(into) + begin, end - begin)
     return n if n >= 0 else -errno
 
 
@@ -209,6 +230,8 @@ cpdef Py_ssize_t read_into_two(
         int fd, bytearray first, Py_ssize_t begin, Py_ssize_t end, bytearray second) noexcept:
     cdef iovec iov[2]
     cdef ssize_t n
+    if begin < 0 or end < begin or end > PyByteArray_GET_SIZE(first):
+        return -EFAULT
     iov[0].iov_base = PyByteArray_AS_STRING(first) + begin
     iov[0].iov_len = end - begin
     iov[1].iov_base = PyByteArray_AS_STRING(second)
@@ -231,6 +254,8 @@ cdef ssize_t _write(int fd, const char *data, Py_ssize_t n) noexcept:
 
 
 cpdef Py_ssize_t write_bytes(int fd, bytes chunk, Py_ssize_t offset) noexcept:
+    if offset < 0 or offset > PyBytes_GET_SIZE(chunk):
+        return -EINVAL
     return _write(fd, PyBytes_AS_STRING(chunk) + offset, PyBytes_GET_SIZE(chunk) - offset)
 
 
@@ -242,6 +267,8 @@ cpdef Py_ssize_t write_chunks(int fd, bytes head, Py_ssize_t offset, list tail, 
     cdef int count = 1
     cdef ssize_t sent
     cdef bytes chunk
+    if offset < 0 or total < 0 or next_one < 0:
+        return -EINVAL
     iov[0].iov_base = PyBytes_AS_STRING(head) + offset
     iov[0].iov_len = total
     for i in range(next_one, len(tail)):

@@ -140,6 +140,8 @@ class Acceptor:
                 self._hand_on(fd, inet_address.from_kernel(peer))
                 if self.socket.fd < 0:
                     return  # the callback closed this acceptor
+                if not self.has_reserve:
+                    self._take_reserve()
             elif -fd == _WOULD_BLOCK:
                 return
             elif -fd not in _GONE:
@@ -185,7 +187,10 @@ class Acceptor:
         self._resume_timer = None
         if not self.has_reserve:
             self._take_reserve()
-        self._channel.enable_reading()
+        try:
+            self._channel.enable_reading()
+        except OSError as e:
+            self._pause(e.errno or 0)  # the kernel is short of memory: later
 
     def _take_reserve(self) -> None:
         try:

@@ -185,6 +185,9 @@ class Channel:
         self.disable_all()
         self.remove()
 
+    def handle_failure(self) -> None:
+        """React to an exception out of ``handle_event``, which the loop has reported; here: nothing more."""
+
     @property
     def is_none_event(self) -> bool:
         """Whether nothing is asked for."""

@@ -8,6 +8,7 @@ from pymuduo.timestamp cimport Timestamp
 
 cdef extern from "<stdatomic.h>":
     ctypedef int atomic_int
+    ctypedef long atomic_long
 
 cdef class Flushable:
     cdef bint _flush_queued
@@ -19,10 +20,10 @@ cdef class EventLoop:
     cdef readonly str name
     cdef public object exception_handler
     cdef public object context
-    cdef readonly bytearray read_area
+    cdef bytearray read_area
     cdef public object spare_output
     cdef readonly long long iteration
-    cdef long _thread_id
+    cdef atomic_long _thread_id
     cdef str _thread_name
     cdef int _pid
     cdef Poller _poller
@@ -38,6 +39,8 @@ cdef class EventLoop:
     cdef atomic_int _quit
     cdef atomic_int _running
     cdef atomic_int _open
+    cdef atomic_int _closed
+    cdef bint _closing
     cdef object _signals
     cdef long long _poll_return_us
     cdef Timestamp _poll_return_time
@@ -47,7 +50,8 @@ cdef class EventLoop:
     cdef object _poll(self)
     @cython.locals(count=Py_ssize_t)
     cdef object _run_pending(self)
-    cdef object _drain(self)
+    cdef object _end_everything(self, list errors)
+    cdef bint _is_own(self, Channel channel) except -1
     cdef object _call(self, object callback, tuple args)
     @cython.locals(flushable=Flushable)
     cdef object _flush(self)

@@ -37,7 +37,7 @@ _log = logging.getLogger("pymuduo.event_loop")
 
 _READ_AREA_BYTES = 65536 + 8  # one read's worth and a Buffer's prepend area
 _FOREVER_S = 100 * 365 * 86400.0  # delays beyond a century mean "never", and would overflow the timer's integer
-_MAX_DRAIN_ROUNDS = 1000  # a removal hops twice, a chain of callbacks a few times; this is for ever
+_MAX_CLOSE_ROUNDS = 1000  # a removal hops twice, a chain of callbacks a few times; this is for ever
 _thread_loop = threading.local()
 
 
@@ -80,6 +80,8 @@ class EventLoop:
         "_active",
         "_asleep",
         "_close_hooks",
+        "_closed",
+        "_closing",
         "_lock",
         "_open",
         "_pending",
@@ -115,6 +117,8 @@ class EventLoop:
         self._thread_name = threading.current_thread().name
         self._pid = os.getpid()
         self._open = 0  # until everything below is there
+        self._closed = 0
+        self._closing = False
         self.name = self._thread_name if name is None else name
         self.context: Any = None
         self.exception_handler: ExceptionHandler | None = None
@@ -125,7 +129,9 @@ class EventLoop:
         self._active: list[Channel] = []
         self._to_flush: list[Flushable] = []
         self._close_hooks: list[Callable[[], object]] = []
-        self._lock = threading.Lock()  # between waking the loop up and closing the eventfd
+        # Between waking the loop up and closing the eventfd. Re-entrant, because a signal handler may use a door
+        # while this very thread uses one.
+        self._lock = threading.RLock()
         self._asleep = 0
         self._quit = 0
         self._running = 0
@@ -208,31 +214,32 @@ class EventLoop:
         Raises:
             RuntimeError: wrong thread, or the loop is running (``quit`` first).
         """
-        if not self._open:
+        if not self._open or self._closing:
             return
         self.assert_in_loop_thread()
         if self._running:
             raise RuntimeError(f"{self!r} is running: quit() first, close() after run() has returned")
+        self._closing = True
+        errors: list[BaseException] = []
         if self.is_of_this_process():
             self._quit = 0
-            while self._close_hooks:
-                self._call(self._close_hooks.pop(), ())
-            for channel in self._poller.channels():
-                if channel is not self._wakeup_channel and channel.fd != self._timers.fd:
-                    self._call(channel.abandon, ())
-            self._drain()
+            self._end_everything(errors)
         with self._lock:
             self._open = 0
             self._asleep = 0
         if self.is_of_this_process():
-            self._drain()  # what other threads queued just before they could see that it is closed
+            self._end_everything(errors)  # what other threads queued just before they could see that it is closed
         self._wakeup_channel.read_callback = None
         self._close_descriptors()
+        self._closed = 1
+        self._thread_id = 0  # the number may be another thread's by and by
         if EventLoop.current() is self:
             _thread_loop.loop = None
+        if errors:
+            raise errors[0]
 
     def __del__(self) -> None:
-        if not getattr(self, "is_closed", True):
+        if getattr(self, "is_open", False):
             message = f"{self!r} was never closed"
             is_ours = self.is_of_this_process()
             self._open = 0
@@ -278,10 +285,10 @@ class EventLoop:
         Raises:
             RuntimeError: the loop is closed.
         """
-        if self.is_in_loop_thread():
+        if self._open and self.is_in_loop_thread():
             callback(*args)
-        elif not self.post(callback, args):
-            raise RuntimeError(f"{self!r} is closed")
+        else:
+            self.queue_in_loop(callback, *args)
 
     def queue_in_loop(self, callback: Callable[..., object], *args: Any) -> None:
         """Call ``callback(*args)`` in the loop's thread later in this iteration or in the next one; never now.
@@ -291,6 +298,8 @@ class EventLoop:
         Raises:
             RuntimeError: the loop is closed.
         """
+        if not callable(callback):
+            raise TypeError(f"queue_in_loop: a callable is required, got {callback!r}")
         if not self.post(callback, args):
             raise RuntimeError(f"{self!r} is closed")
 
@@ -299,6 +308,8 @@ class EventLoop:
 
         The returned Timer can be given to ``cancel``. A moment that has passed means as soon as possible.
         """
+        if not isinstance(when, Timestamp):
+            raise TypeError(f"run_at: a Timestamp is required, got {when!r}")
         delay = (when.us - _sys.realtime_us()) / 1_000_000
         return self._add_timer(callback, args, delay, 0.0)
 
@@ -330,6 +341,8 @@ class EventLoop:
         Raises:
             ValueError: the timer belongs to another loop.
         """
+        if not isinstance(timer, Timer):
+            raise TypeError(f"cancel: a Timer is required, got {timer!r}")
         if timer.loop is not self:
             raise ValueError(f"cancel: {timer!r} belongs to {timer.loop!r}, not to {self!r}")
         if self.is_in_loop_thread():
@@ -346,6 +359,8 @@ class EventLoop:
     def assert_in_loop_thread(self) -> None:
         """Raise RuntimeError, naming both threads, unless the caller runs in the loop's thread."""
         if self._thread_id != _sys.thread_id():
+            if self._closed:
+                raise RuntimeError(f"{self!r} can't be used any more")
             raise RuntimeError(
                 f"{self!r} belongs to thread {self._thread_name!r}, called from {threading.current_thread().name!r}"
             )
@@ -356,9 +371,14 @@ class EventLoop:
         return bool(self._running)
 
     @property
+    def is_open(self) -> bool:
+        """Whether it takes calls: until ``close`` has done its work."""
+        return bool(self._open)
+
+    @property
     def is_closed(self) -> bool:
-        """Whether ``close`` has been called."""
-        return not self._open
+        """Whether ``close`` is complete."""
+        return bool(self._closed)
 
     @property
     def poll_return_time(self) -> Timestamp:
@@ -402,6 +422,8 @@ class EventLoop:
                 return False
             except IndexError:
                 continue  # another thread queued or took one meanwhile
+            except Exception:
+                return False  # an argument that can't be compared
             return True
 
     def is_of_this_process(self) -> bool:
@@ -425,12 +447,16 @@ class EventLoop:
         self.read_area = bytearray(_READ_AREA_BYTES)
 
     def update_channel(self, channel: Channel) -> None:
-        """Let the poller know of a channel's interest."""
+        """Let the poller know of a channel's interest. Once the loop is closed there is none to be had."""
+        if self._closed and channel.events == 0:
+            return
         self.assert_in_loop_thread()
         self._poller.update_channel(channel)
 
     def remove_channel(self, channel: Channel) -> None:
-        """Let the poller forget a channel."""
+        """Let the poller forget a channel; a loop that is closed has forgotten it."""
+        if self._closed:
+            return
         self.assert_in_loop_thread()
         self._poller.remove_channel(channel)
 
@@ -459,6 +485,7 @@ class EventLoop:
                 channel.handle_event()
             except Exception as e:
                 self.handle_exception(e, channel)
+                channel.handle_failure()
         self._active.clear()
         if self._timers.has_expired:
             self._timers.run_expired()
@@ -474,7 +501,7 @@ class EventLoop:
         timeout_ms = -1
         # Sleep is announced before the last look: whoever adds work after that look sees the flag and wakes us.
         self._asleep = 1
-        if self._pending or self._quit or self._to_flush:
+        if self._pending or self._quit or self._to_flush or self._timers.has_expired:
             self._asleep = 0
             timeout_ms = 0
         try:
@@ -493,14 +520,28 @@ class EventLoop:
             callback, args = pending.popleft()
             self._call(callback, args)
 
-    def _drain(self) -> None:
-        """Run functors and flush until neither makes more; one that queues itself for ever is given up."""
-        for _ in range(_MAX_DRAIN_ROUNDS):
-            self._run_pending()
-            self._flush()
-            if not self._pending and not self._to_flush:
+    def _end_everything(self, errors: list[BaseException]) -> None:
+        """Run close hooks and functors and abandon channels until none is left; keep what is no Exception.
+
+        A functor that queues itself for ever is given up.
+        """
+        for _ in range(_MAX_CLOSE_ROUNDS):
+            todo: list[tuple[Callable[..., object], tuple[Any, ...]]] = [(hook, ()) for hook in self._close_hooks]
+            self._close_hooks.clear()
+            todo += [(channel.abandon, ()) for channel in self._poller.channels() if not self._is_own(channel)]
+            todo += [self._pending.popleft() for _ in range(len(self._pending))]
+            if not todo and not self._to_flush:
                 return
+            for callback, args in todo:
+                try:
+                    self._call(callback, args)
+                except BaseException as e:
+                    errors.append(e)
+            self._flush()
         _log.warning("%r: %d functors left unrun: they queue more whenever they run", self, len(self._pending))
+
+    def _is_own(self, channel: Channel) -> bool:
+        return channel is self._wakeup_channel or channel.fd == self._timers.fd
 
     def _call(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         try:
@@ -542,6 +583,8 @@ class EventLoop:
     ) -> Timer:
         if not self._open:
             raise RuntimeError(f"{self!r} is closed")
+        if not callable(callback):
+            raise TypeError(f"a timer needs a callable, got {callback!r}")
         if math.isnan(delay):
             raise ValueError(f"delay must be a number of seconds, got {delay}")
         delay = min(max(delay, 0.0), _FOREVER_S)
@@ -551,5 +594,5 @@ class EventLoop:
         if self.is_in_loop_thread():
             self._timers.add(timer)
         else:
-            self.post(self._insert_timer, (timer,))
+            self.queue_in_loop(self._insert_timer, timer)
         return timer

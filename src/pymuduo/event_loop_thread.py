@@ -71,7 +71,8 @@ class EventLoopThread:
         """
         with self._lock:
             has_ended = self._has_ended
-            self._end_callback = end_callback
+            if end_callback is not None:
+                self._end_callback = end_callback
         if has_ended and end_callback is not None:
             end_callback()
         loop = self._loop

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import TYPE_CHECKING
 
 from pymuduo.event_loop_thread import EventLoopThread
@@ -33,6 +35,7 @@ class EventLoopThreadPool:
         self._thread_num = 0
         self._threads: list[EventLoopThread] = []
         self._loops: list[EventLoop] = []
+        self._ending: list[EventLoopThread] = []
         self._next = 0
         self._started = False
         self.thread_num = thread_num
@@ -103,22 +106,43 @@ class EventLoopThreadPool:
         return list(self._loops) or [self.base_loop]
 
     def quit(self, all_ended: Callable[[], object]) -> None:
-        """Let every thread end and return at once; *all_ended* is called in the base loop when they have."""
+        """Let every thread end and return at once; *all_ended* is called in the base loop when they have.
+
+        If the base loop is closed by then, it is called in the last thread.
+        """
         self.base_loop.assert_in_loop_thread()
-        waiting = len(self._threads)
+        threads = self._threads
+        waiting = len(threads)
+        lock = threading.Lock()
 
         def one_ended() -> None:
             nonlocal waiting
-            waiting -= 1
-            if waiting == 0:
-                self._forget()
-                all_ended()
+            with lock:
+                waiting -= 1
+                is_last = waiting == 0
+            if is_last:
+                end()
 
-        if waiting == 0:
-            self._forget()
-            self.base_loop.queue_in_loop(all_ended)
-        for thread in self._threads:
-            thread.quit(lambda: self.base_loop.post(one_ended, ()))
+        def end() -> None:
+            if not self.base_loop.post(all_ended, ()):
+                all_ended()  # the base loop is closed: here is as good as anywhere
+
+        self._ending = threads
+        self._forget()
+        if not threads:
+            end()
+        for thread in threads:
+            thread.quit(one_ended)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for threads that were told to ``quit``; False if that takes more than *timeout* seconds in all.
+
+        From any thread but theirs.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return all(
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic())) for thread in self._ending
+        )
 
     def stop(self) -> None:
         """Let every thread end and wait for all of them."""

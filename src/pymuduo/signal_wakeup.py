@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pymuduo.event_loop import EventLoop
 
 
+# The process and the descriptor of the last pipe put in force: a forked child inherits it, and it is of no use there.
+_in_force: tuple[int, int] | None = None
+
+
 class SignalWakeup:
     """The pipe between signals and a loop; used by ``EventLoop.run`` in the main thread.
 
@@ -37,13 +41,16 @@ class SignalWakeup:
 
     def start(self) -> None:
         """Begin to listen; the loop is about to run."""
+        global _in_force  # noqa: PLW0603  # set_wakeup_fd is global to the process too
         self._channel.enable_reading()
         try:
             others = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         except ValueError:  # the main thread of a subinterpreter: signals are none of its business
             return
-        if others == -1:
+        is_parents = _in_force is not None and _in_force[0] != os.getpid() and _in_force[1] == others
+        if others == -1 or is_parents:
             self._is_installed = True
+            _in_force = (os.getpid(), self._write_fd)
         else:
             signal.set_wakeup_fd(others)
 

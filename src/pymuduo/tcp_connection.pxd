@@ -64,6 +64,7 @@ cdef class TcpConnection(Flushable):
     cdef bint _in_handler
     cdef bint _above_mark
     cdef bint _half_close_wanted
+    cdef bint _fin_sent
     cdef bint _peer_closed
     cdef bint _write_failed
     cdef bint _destroyed
@@ -86,6 +87,7 @@ cdef class TcpConnection(Flushable):
     cdef object _write_output(self)
     cdef object _output_drained(self)
     cdef object _call_user(self, object callback)
+    cdef object _half_close(self)
     cdef object _output_blocked(self)
     cdef object _fail_output(self, int error)
     @cython.locals(size=Py_ssize_t)

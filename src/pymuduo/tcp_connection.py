@@ -108,8 +108,13 @@ class ConnectionChannel(Channel):
     def abandon(self) -> None:
         """Close the connection because its loop is being closed."""
         connection = self._connection
-        connection._handle_close()
-        connection.connect_destroyed()
+        if connection is not None:
+            connection.connect_destroyed()
+
+    def handle_failure(self) -> None:
+        """Close a connection whose own handling of an event failed (out of memory, say)."""
+        if self._connection is not None:
+            self._connection.force_close()
 
 
 class TcpConnection(Flushable):
@@ -141,6 +146,7 @@ class TcpConnection(Flushable):
         "_close_timer",
         "_closing",
         "_destroyed",
+        "_fin_sent",
         "_half_close_wanted",
         "_in_handler",
         "_input",
@@ -213,6 +219,7 @@ class TcpConnection(Flushable):
         self._in_handler = False
         self._above_mark = False
         self._half_close_wanted = False
+        self._fin_sent = False
         self._peer_closed = False
         self._write_failed = False
         self._destroyed = False
@@ -314,10 +321,10 @@ class TcpConnection(Flushable):
         From any thread; later sends are refused. Twice is harmless.
         """
         self._closing = 1
-        if self.loop.is_in_loop_thread():
-            self._shutdown_in_loop()
-        else:
-            self.loop.post(self._shutdown_in_loop, ())
+        if self._state == _CONNECTED and self.loop.is_in_loop_thread():
+            self._state = _DISCONNECTING
+        # Queued in any case: what other threads have sent until now is in the queue, and comes first.
+        self.loop.post(self._shutdown_in_loop, ())
 
     def force_close(self) -> None:
         """Close now, dropping what is unsent; from any thread. Callbacks run later in the loop, not inside this."""
@@ -373,7 +380,7 @@ class TcpConnection(Flushable):
         self._reading = 1
         try:
             self._channel.enable_reading()
-        except OSError as e:
+        except Exception as e:
             _log.error("%s: can't be watched, closed: %s", self.name, e)
             self.connection_callback = None  # it never was up
             self._handle_close()
@@ -382,7 +389,8 @@ class TcpConnection(Flushable):
         # Doors that were used before the connection was up.
         if self._state == _CONNECTED:
             if self._half_close_wanted:
-                self._begin_half_close()
+                self._state = _DISCONNECTING
+                self._half_close()
             if self._close_timer is not None:
                 self._state = _DISCONNECTING
 
@@ -392,11 +400,12 @@ class TcpConnection(Flushable):
         if self._destroyed:
             return
         self._destroyed = True
-        self._removal = None
-        self._handle_close()
-        self._channel.remove()
-        self._channel.release()
-        self._socket.close()
+        try:
+            self._handle_close()
+        finally:
+            self._channel.remove()
+            self._channel.release()
+            self._socket.close()
 
     def discard(self) -> None:
         """Close a connection whose loop has ended before it could be established; from any thread."""
@@ -410,7 +419,8 @@ class TcpConnection(Flushable):
     # --- in the loop ---
 
     def _send_in_loop(self, data: bytes) -> bool:
-        if self._state != _CONNECTED or self._write_failed:
+        # Not only while CONNECTED: what was accepted before a shutdown is sent before the FIN.
+        if self._fin_sent or self._write_failed or self._state not in (_CONNECTED, _DISCONNECTING):
             _log.debug("%s: closed meanwhile, %d bytes dropped", self.name, len(data))
             return False
         if not data:
@@ -434,14 +444,17 @@ class TcpConnection(Flushable):
         return True
 
     def _shutdown_in_loop(self) -> None:
-        if not self._half_close_wanted:
-            self._half_close_wanted = True
-            if self._state in (_CONNECTED, _DISCONNECTING):
-                self._begin_half_close()
+        if self._half_close_wanted:
+            return
+        self._half_close_wanted = True
+        if self._state in (_CONNECTED, _DISCONNECTING):
+            self._state = _DISCONNECTING
+            self._half_close()
 
-    def _begin_half_close(self) -> None:
-        self._state = _DISCONNECTING
-        if self._output is None:
+    def _half_close(self) -> None:
+        """Send FIN if all output is sent; otherwise that happens when it is."""
+        if self._output is None and not self._fin_sent:
+            self._fin_sent = True
             self._socket.shutdown_write()
 
     def _force_close_with_delay_in_loop(self, seconds: float) -> None:
@@ -507,7 +520,8 @@ class TcpConnection(Flushable):
             raise
         finally:
             self._in_handler = False
-            if not buffer.give_back():
+            buffer.give_back()
+            if _sys.is_exported(self.loop.read_area):
                 self.loop.renew_read_area()
         if self._output is not None and not self._channel.events & _WRITE:
             self._write_output()
@@ -583,12 +597,18 @@ class TcpConnection(Flushable):
         if self._output is not None:
             _log.debug("%s: closed with %d bytes unsent", self.name, self._output.size)
             self._output = None
-        if was_up:
-            self._call_user(self.connection_callback)
-            self._call_user(self.close_callback)
-        removal, self._removal = self._removal, None
-        if removal is not None:
-            removal(self)
+        # Nested, because a callback may raise SystemExit: the owner must hear of the end all the same.
+        try:
+            if was_up:
+                self._call_user(self.connection_callback)
+        finally:
+            try:
+                if was_up:
+                    self._call_user(self.close_callback)
+            finally:
+                removal, self._removal = self._removal, None
+                if removal is not None:
+                    removal(self)
 
     # --- output ---
 
@@ -626,7 +646,7 @@ class TcpConnection(Flushable):
             if self._state == _DISCONNECTING:
                 self.loop.post(self._handle_close, ())
         elif self._half_close_wanted:
-            self._socket.shutdown_write()
+            self._half_close()
 
     def _output_blocked(self) -> None:
         """Go on when the kernel has room."""

@@ -5,6 +5,10 @@ from pymuduo.inet_address cimport InetAddress
 from pymuduo.tcp_connection cimport TcpConnection
 
 
+cdef extern from "<stdatomic.h>":
+    ctypedef int atomic_int
+
+
 cdef class TcpServer:
     cdef object __weakref__
     cdef readonly EventLoop loop
@@ -24,8 +28,10 @@ cdef class TcpServer:
     cdef str _name_prefix
     cdef long long _next_number
     cdef object _state_lock
-    cdef bint _start_requested
-    cdef bint _stop_requested
+    cdef atomic_int _start_requested
+    cdef atomic_int _stop_requested
+    cdef object _close_hook
+    cdef double _drain_deadline
     cdef bint _stopping
     cdef bint _threads_ending
     cdef object _stopped

@@ -8,7 +8,10 @@ base loop, which takes it out of the table, and back, where ``connect_destroyed`
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from pymuduo import _sys, inet_address
@@ -43,7 +46,8 @@ class TcpServer:
     """Listens on an address and serves its connections on ``thread_num`` loops.
 
     Set the callbacks, then ``start``. They are given to each new connection (see ``TcpConnection`` for what they
-    get); one set later holds for later connections. A started server lives as long as its loop, referenced or not.
+    get); one set later, in the base loop's thread, holds for later connections. A started server lives as long as its
+    loop, referenced or not.
 
     Args:
         loop: the base loop, which accepts.
@@ -67,7 +71,9 @@ class TcpServer:
     __slots__ = (
         "__weakref__",
         "_acceptor",
+        "_close_hook",
         "_connections",
+        "_drain_deadline",
         "_drain_timer",
         "_name_prefix",
         "_next_number",
@@ -100,6 +106,8 @@ class TcpServer:
         reuse_port: bool = False,
         no_delay: bool = True,
     ) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"TcpServer name must be a str, got {name!r}")
         if not isinstance(loop, EventLoop):
             raise TypeError(f"TcpServer loop must be an EventLoop, got {loop!r}")
         if not isinstance(address, InetAddress):
@@ -128,6 +136,17 @@ class TcpServer:
         self._threads_ending = False
         self._stopped = threading.Event()
         self._drain_timer: Timer | None = None
+        self._drain_deadline = math.inf
+        # The loop ends the server when it is closed, but does not keep one that was never started.
+        reference = weakref.ref(self)
+
+        def close_with_loop() -> None:
+            server = reference()
+            if server is not None:
+                server._close_with_loop()
+
+        self._close_hook = close_with_loop
+        loop.run_in_loop(loop.call_at_close, close_with_loop)
 
     # --- what it is ---
 
@@ -203,8 +222,8 @@ class TcpServer:
             return
         if self.loop.is_in_loop_thread():
             self._stop_in_loop(drain_s)
-        else:
-            self.loop.post(self._stop_in_loop, (drain_s,))
+        elif not self.loop.post(self._stop_in_loop, (drain_s,)) and self.loop.is_closed:
+            self._stopped.set()  # the loop has ended the server, or the server has never begun
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until a ``stop`` is complete; False if that takes more than *timeout* seconds.
@@ -217,22 +236,28 @@ class TcpServer:
         """
         if any(loop.is_in_loop_thread() for loop in self.thread_pool.loops() if loop is not self.loop):
             raise RuntimeError(f"join of {self!r} in one of its own I/O threads would never end")
+        deadline = None if timeout is None else time.monotonic() + timeout
         if not self.loop.is_in_loop_thread():
-            return bool(self._stopped.wait(timeout))
-        if self._stopped.is_set():
-            return True
-        if self.loop.is_running:
-            raise RuntimeError(f"join of {self!r} in a callback of its base loop would never end")
-        return self._run_until_stopped(timeout)
+            self._stopped.wait(timeout)
+        elif not self._stopped.is_set():
+            if self.loop.is_running:
+                raise RuntimeError(f"join of {self!r} in a callback of its base loop would never end")
+            self._run_until_stopped(timeout)
+        if not self._stopped.is_set():
+            return False
+        return bool(self.thread_pool.join(None if deadline is None else max(0.0, deadline - time.monotonic())))
 
     # --- in the base loop ---
 
     def _start_in_loop(self) -> None:
         if self._stop_requested:
             return
-        self.thread_pool.start(self.thread_init_callback)
-        self.loop.call_at_close(self._close_with_loop)
-        self._acceptor.listen()
+        try:
+            self.thread_pool.start(self.thread_init_callback)
+            self._acceptor.listen()
+        except BaseException:
+            self.stop(0)  # half a server is none
+            raise
         _log.info("%s listens on %s, %d threads", self.name, self.address, self.thread_num)
 
     def _new_connection(self, fd: int, peer: InetAddress) -> None:
@@ -259,7 +284,7 @@ class TcpServer:
             self._discard(connection)
 
     def _discard(self, connection: TcpConnection) -> None:
-        """Drop a connection that never reached its loop."""
+        """Drop a connection that never reached its loop, or whose loop has gone before it could end."""
         connection.discard()
         self._forget_connection(connection)
 
@@ -287,6 +312,9 @@ class TcpServer:
             return
         self._stopping = True
         self._acceptor.close()
+        now = time.monotonic()
+        self._drain_deadline = min(self._drain_deadline, now + drain_s)
+        drain_s = max(0.0, self._drain_deadline - now)
         for connection in self._connections.copy().values():
             if connection.loop.is_closed:
                 self._discard(connection)  # it came when its loop had just ended
@@ -311,11 +339,12 @@ class TcpServer:
             self.thread_pool.quit(self._note_stopped)
 
     def _note_stopped(self) -> None:
-        self.loop.forget_at_close(self._close_with_loop)
+        if self.loop.is_in_loop_thread():
+            self.loop.forget_at_close(self._close_hook)
         _log.info("%s on %s stopped", self.name, self.address)
         self._stopped.set()
 
-    def _run_until_stopped(self, timeout: float | None) -> bool:
+    def _run_until_stopped(self, timeout: float | None) -> None:
         """Run the base loop, which is ours and idle, until the stop is complete."""
         expired = False
 
@@ -333,7 +362,6 @@ class TcpServer:
             watch.cancel()
             if timer is not None:
                 timer.cancel()
-        return bool(self._stopped.is_set())
 
     def _quit_if_stopped(self) -> None:
         if self._stopped.is_set():
@@ -342,7 +370,9 @@ class TcpServer:
     def _close_with_loop(self) -> None:
         """Stop because the base loop is being closed."""
         self.stop(0)
-        if not self._stopped.is_set() and not self._run_until_stopped(_CLOSE_PATIENCE_S):
+        if not self._stopped.is_set():
+            self._run_until_stopped(_CLOSE_PATIENCE_S)
+        if not self._stopped.is_set():
             _log.error("%r: threads still busy %g s after their loops were told to end", self, _CLOSE_PATIENCE_S)
 
     # --- the object itself ---

@@ -178,8 +178,9 @@ class TimerQueue:
                     timer._callback(*timer._args)
                 except Exception as e:
                     self._loop.handle_exception(e, timer)
-                if timer._interval_us and not timer._cancelled:
-                    self._repeat(timer)
+                finally:
+                    if timer._interval_us and not timer._cancelled:
+                        self._repeat(timer)
         finally:
             self.needs_arming = True
 
