@@ -47,6 +47,8 @@ class Buffer(ReadableRegion):
     def __init__(self, initial: BytesLike | int = _INITIAL_SIZE) -> None:
         self._borrowed = False
         self._begin = self._end = _CHEAP_PREPEND
+        if isinstance(initial, bool):
+            raise TypeError(f"Buffer: a size or bytes are required, got {initial}")
         if isinstance(initial, int):
             if initial < 0:
                 raise ValueError(f"Buffer size must not be negative, got {initial}")

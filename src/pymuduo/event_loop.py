@@ -297,6 +297,7 @@ class EventLoop:
 
         Raises:
             RuntimeError: the loop is closed.
+            TypeError: *callback* can't be called.
         """
         if not callable(callback):
             raise TypeError(f"queue_in_loop: a callable is required, got {callback!r}")
@@ -307,6 +308,9 @@ class EventLoop:
         """Call ``callback(*args)`` at the moment *when*, by the clock as it stands now.
 
         The returned Timer can be given to ``cancel``. A moment that has passed means as soon as possible.
+
+        Raises:
+            TypeError: *when* is no Timestamp, or *callback* can't be called.
         """
         if not isinstance(when, Timestamp):
             raise TypeError(f"run_at: a Timestamp is required, got {when!r}")

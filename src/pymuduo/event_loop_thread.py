@@ -44,7 +44,7 @@ class EventLoopThread:
 
     @property
     def loop(self) -> EventLoop | None:
-        """The loop, None before ``start_loop`` and after ``stop``."""
+        """The loop while it runs: None before ``start_loop``, and once the thread has ended."""
         return self._loop
 
     def start_loop(self) -> EventLoop:

@@ -102,7 +102,10 @@ class EventLoopThreadPool:
         return self._loops[code % len(self._loops)] if self._loops else self.base_loop
 
     def loops(self) -> list[EventLoop]:
-        """Return all the loops that do I/O: the base loop if there are no threads. muduo: ``getAllLoops``."""
+        """Return all the loops that do I/O: the base loop if there are no threads, or no more.
+
+        muduo: ``getAllLoops``.
+        """
         return list(self._loops) or [self.base_loop]
 
     def quit(self, all_ended: Callable[[], object]) -> None:

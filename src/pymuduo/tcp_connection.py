@@ -289,8 +289,9 @@ class TcpConnection(Flushable):
     def send(self, data: BytesLike | Buffer) -> bool:
         """Queue *data* for the peer; from any thread, in order, never blocking.
 
-        A ``Buffer`` is drained; other objects are left as they are, and copied if they are mutable. Bytes leave when
-        the current callback returns, at most one system call for all of them.
+        A ``Buffer`` is drained; other objects are left as they are, and copied if they are mutable. What the
+        connection's own message callback sends leaves when that callback returns, everything else at the end of the
+        loop's iteration, with at most one system call for all of it; 64 KiB leave at once.
 
         Returns:
             False if the connection is no longer open: a peer may leave at any moment, so that is no error.

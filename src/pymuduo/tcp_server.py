@@ -58,6 +58,10 @@ class TcpServer:
             coalesced here already, so the kernel's waiting for more would only add delay.
 
     Attributes:
+        loop, name, address: as given, but with the real port. They never change.
+        thread_pool: the I/O loops (``EventLoopThreadPool``).
+        connection_callback, message_callback, write_complete_callback, high_water_mark_callback, close_callback: given
+            to each new connection. Unset, connections are logged (level DEBUG) and input is dropped.
         thread_init_callback: called with each I/O loop, in its thread, before connections arrive.
         high_water_mark: bytes, for new connections.
         context: yours; the library does not touch it.
@@ -129,7 +133,7 @@ class TcpServer:
         self._connections: dict[int, TcpConnection] = {}
         self._name_prefix = f"{name}-{self.address.ip_port}"
         self._next_number = 1
-        self._state_lock = threading.Lock()
+        self._state_lock = threading.RLock()  # re-entrant: a signal handler may stop what this thread is starting
         self._start_requested = False
         self._stop_requested = False
         self._stopping = False  # the base loop's view: the acceptor is closed
@@ -192,7 +196,10 @@ class TcpServer:
     def start(self) -> None:
         """Start the threads and begin to accept; once, however often it is called, from any thread.
 
-        Raises (in the base loop's thread; elsewhere it is logged):
+        In another thread than the base loop's it returns before the server listens, and what goes wrong then is
+        logged. A server that can't start is stopped.
+
+        Raises:
             OSError: the socket can't listen.
             RuntimeError: the server was stopped.
         """
@@ -208,8 +215,9 @@ class TcpServer:
         """Stop accepting, end every connection, then end the threads; from any thread, returns at once.
 
         Every connection is shut down: what was sent to it leaves, then FIN, and the peer has *drain_s* seconds to
-        finish and close; what is left by then is closed by force. ``stop(0)`` closes by force at once. A second
-        stop can only shorten the time. ``join`` waits for the end.
+        finish and close; what is left by then is closed by force. Until then messages still arrive, but ``send``
+        returns False. ``stop(0)`` closes by force at once. A second stop can only shorten the time. ``join`` waits
+        for the end.
 
         Raises:
             ValueError: *drain_s* is negative or not a number.
@@ -220,16 +228,14 @@ class TcpServer:
             self._stop_requested = True
         if self._stopped.is_set():
             return
-        if self.loop.is_in_loop_thread():
-            self._stop_in_loop(drain_s)
-        elif not self.loop.post(self._stop_in_loop, (drain_s,)) and self.loop.is_closed:
+        if not self.loop.post(self._stop_in_loop, (drain_s,)) and self.loop.is_closed:
             self._stopped.set()  # the loop has ended the server, or the server has never begun
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until a ``stop`` is complete; False if that takes more than *timeout* seconds.
 
         From any thread but those of this server's I/O loops. In the base loop's own thread, if the loop is not
-        running, it is run for as long as needed.
+        running, it is run for as long as needed: until somebody stops the server.
 
         Raises:
             RuntimeError: called inside a callback of one of the server's loops, which would wait for itself.

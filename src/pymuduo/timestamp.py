@@ -53,7 +53,7 @@ class Timestamp:
     @property
     def is_valid(self) -> bool:
         """False for ``Timestamp()``, the moment that was never set."""
-        return self.us > 0
+        return self.us != 0
 
     def to_datetime(self) -> datetime.datetime:
         """Return the moment as an aware UTC datetime, exact to the microsecond."""
