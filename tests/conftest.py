@@ -147,6 +147,16 @@ def loop() -> Iterator[EventLoop]:
         yield loop
 
 
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Return a connected non-blocking pair of sockets."""
+    one, other = socket.socketpair()
+    one.setblocking(False)
+    other.setblocking(False)
+    with one, other:
+        yield one, other
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail a test that leaves a descriptor, a thread or a loop behind."""

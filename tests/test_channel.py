@@ -11,7 +11,6 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -40,16 +39,6 @@ class Recorder:
     def end(self) -> None:
         self.channel.disable_all()
         self.channel.remove()
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Return a connected non-blocking pair of sockets."""
-    one, other = socket.socketpair()
-    one.setblocking(False)
-    other.setblocking(False)
-    with one, other:
-        yield one, other
 
 
 def iterate(loop: EventLoop, times: int = 1) -> None:

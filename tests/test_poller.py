@@ -27,16 +27,6 @@ def poller(request: pytest.FixtureRequest) -> Iterator[Poller]:
     made.close()
 
 
-@pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Return a connected non-blocking pair of sockets."""
-    one, other = socket.socketpair()
-    one.setblocking(False)
-    other.setblocking(False)
-    with one, other:
-        yield one, other
-
-
 def watch(poller: Poller, loop: EventLoop, fd: int, events: int) -> Channel:
     """Return a channel that the poller watches (its loop has another poller, and is not asked)."""
     channel = Channel(loop, fd)

@@ -33,16 +33,6 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Return a connected non-blocking pair of sockets."""
-    one, other = socket.socketpair()
-    one.setblocking(False)
-    other.setblocking(False)
-    with one, other:
-        yield one, other
-
-
-@pytest.fixture
 def listener() -> Iterator[socket.socket]:
     """Return a non-blocking listening socket."""
     with socket.create_server(("127.0.0.1", 0)) as sock:

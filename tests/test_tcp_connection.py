@@ -78,11 +78,8 @@ def test_callbacks_run_in_order_up_message_down_close(serve, threads):
 
 
 def test_states_go_connecting_connected_disconnecting_disconnected(loop):
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
     seen = []
-    address = InetAddress.loopback(1)
-    connection = TcpConnection(loop, "c", ours.detach(), address, address)
+    connection, theirs = unborn(loop)
     connection.connection_callback = lambda c: seen.append(c.state)
     states = [connection.state]
     connection.connect_established()
@@ -100,10 +97,7 @@ def test_states_go_connecting_connected_disconnecting_disconnected(loop):
 
 
 def test_a_connection_closed_before_it_was_established_never_calls_back(loop):
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    address = InetAddress.loopback(1)
-    connection = TcpConnection(loop, "c", ours.detach(), address, address)
+    connection, theirs = unborn(loop)
     called: list[str] = []
     connection.connection_callback = lambda c: called.append("connection")
     connection.close_callback = lambda c: called.append("close")
@@ -1023,10 +1017,7 @@ def test_all_doors_are_harmless_after_the_end(serve, threads):
 
 def test_bytes_sent_before_run_returns_have_left(loop):
     """uvloop's issue 631: a program whose last bytes never left, because the loop ended first."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    address = InetAddress.loopback(1)
-    connection = TcpConnection(loop, "c", ours.detach(), address, address)
+    connection, theirs = unborn(loop)
     connection.connect_established()
 
     def send_and_quit() -> None:
@@ -1042,10 +1033,7 @@ def test_bytes_sent_before_run_returns_have_left(loop):
 
 
 def test_bytes_sent_before_an_interrupt_have_left(loop):
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    address = InetAddress.loopback(1)
-    connection = TcpConnection(loop, "c", ours.detach(), address, address)
+    connection, theirs = unborn(loop)
 
     def on_message(connection: TcpConnection, buffer: Buffer, when: object) -> None:
         connection.send(buffer)
@@ -1063,10 +1051,7 @@ def test_bytes_sent_before_an_interrupt_have_left(loop):
 
 
 def test_closing_the_loop_closes_its_connections(loop):
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    address = InetAddress.loopback(1)
-    connection = TcpConnection(loop, "c", ours.detach(), address, address)
+    connection, theirs = unborn(loop)
     events: list[bool] = []
     connection.connection_callback = lambda c: events.append(c.connected)
     connection.connect_established()

@@ -24,6 +24,8 @@ cdef int _EINTR
 cdef int _ENOMEM
 cdef int _ENOBUFS
 cdef int _MAX_WRITES
+cdef int _SOL_SOCKET
+cdef int _SO_KEEPALIVE
 cdef Py_ssize_t _WRITE_AT_ONCE
 
 

@@ -28,6 +28,7 @@ import enum
 import errno
 import logging
 import os
+import socket as _socket
 from typing import TYPE_CHECKING, Any
 
 from pymuduo import _sys
@@ -69,6 +70,7 @@ class ConnectionState(enum.IntEnum):
 
 _DISCONNECTED, _CONNECTING, _CONNECTED, _DISCONNECTING = 0, 1, 2, 3
 _READ, _WRITE, _ERROR, _PEER_SHUTDOWN = READ_EVENT, WRITE_EVENT, ERROR_EVENT, PEER_SHUTDOWN_EVENT
+_SOL_SOCKET, _SO_KEEPALIVE = _socket.SOL_SOCKET, _socket.SO_KEEPALIVE
 _PEER_LEFT = (errno.ECONNRESET, errno.EPIPE)
 _EAGAIN, _EINTR, _ENOMEM, _ENOBUFS = errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS
 
@@ -223,7 +225,7 @@ class TcpConnection(Flushable):
         self._peer_closed = False
         self._write_failed = False
         self._destroyed = False
-        _sys.set_option(fd, 1, 9, 1)  # SO_KEEPALIVE
+        _sys.set_option(fd, _SOL_SOCKET, _SO_KEEPALIVE, 1)  # a silent peer that is gone is found out
 
     # --- what it is ---
 

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from conftest import PATIENCE_S, eventually, open_descriptors, receive_exactly, reset
+from conftest import PATIENCE_S, call_in_loop, eventually, open_descriptors, receive_exactly, reset
 from pymuduo import Buffer, Channel, Socket, TcpConnection
 
 
@@ -21,7 +21,8 @@ def test_10000_connects_and_disconnects_leave_nothing_behind(serve, threads):
         warm_up.sendall(b"x")
         receive_exactly(warm_up, 1)
     eventually(lambda: server.server.connection_count == 0)
-    gc.collect()
+    for loop in server.server.thread_pool.loops():
+        call_in_loop(loop, lambda: None)  # it has been destroyed in its own loop too
     descriptors, running = open_descriptors(), threading.active_count()
     kinds = (TcpConnection, Buffer, Socket, Channel)
 
