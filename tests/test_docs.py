@@ -73,6 +73,7 @@ class Program:
     """A snippet that runs as a program of its own, in a process group of its own, and is always ended."""
 
     def __init__(self, code: str, folder: Path) -> None:
+        self.code = code
         path = folder / "snippet.py"
         # A server logs its address, at a level that a program has to ask for.
         path.write_text("import logging; logging.basicConfig(level=logging.INFO)\n" + PORT.sub(r"\g<1>0", code))
@@ -94,6 +95,9 @@ class Program:
 
     def end(self) -> int:
         """Do what Ctrl-C does to the program (not to its children, who may be just starting); return the exit code."""
+        if "signal.SIGTERM" in self.code:
+            # One of several processes may answer before this one has got as far as installing its handlers.
+            eventually(lambda: catches(self.process.pid, signal.SIGTERM), "the program installs no handler")
         self.process.send_signal(signal.SIGINT)
         return self.wait()[0]
 
@@ -101,6 +105,13 @@ class Program:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
 @pytest.fixture
