@@ -32,12 +32,13 @@ def compiled_modules() -> list[Extension]:
     for source in sources:
         name = ".".join(source.with_suffix("").relative_to("src").parts)
         extensions.append(Extension(name, [str(source)], extra_compile_args=["-O3", "-fno-plt"]))
-    return cythonize(  # type: ignore[no-any-return, no-untyped-call]
+    compiled: list[Extension] = cythonize(
         extensions,
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",
         annotate=bool(os.environ.get("PYMUDUO_ANNOTATE")),
     )
+    return compiled
 
 
 setup(ext_modules=[] if os.environ.get("PYMUDUO_PURE") else compiled_modules())
