@@ -267,7 +267,7 @@ def test_stop_drains_what_was_sent_before_it_closes(serve):
     payload = bytes(16 << 20)
     server = serve(1, connection_callback=lambda c: c.send(payload) if c.connected else None)
     with server.connect() as client:
-        eventually(lambda: server.server.connections)
+        eventually(lambda: any(connection.messages_sent for connection in server.server.connections))
         server.server.stop(PATIENCE_S)
         assert len(receive_all(client)) == len(payload)
     assert server.server.join(PATIENCE_S)
