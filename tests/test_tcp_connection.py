@@ -620,7 +620,8 @@ def test_a_channel_hears_of_an_exception_out_of_its_own_handling(loop, caplog):
     class Failing(Channel):
         failures = 0
 
-        def handle_failure(self) -> None:
+        def handle_failure(self, exception: BaseException) -> None:
+            super().handle_failure(exception)
             Failing.failures += 1
             self.disable_all()
             loop.quit()

@@ -1,5 +1,7 @@
 # The C face of _sys.pyx: what the compiled modules call without going through Python.
 
+cimport cython
+
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
         int fd
@@ -14,6 +16,7 @@ cdef class ReadableRegion:
     cdef Py_ssize_t _end
 
 
+@cython.final
 cdef class Epoll:
     cdef int _fd
     cdef epoll_event *_events
@@ -42,7 +45,7 @@ cpdef Py_ssize_t read_into(int fd, bytearray into, Py_ssize_t begin, Py_ssize_t 
 cpdef Py_ssize_t read_into_two(
     int fd, bytearray first, Py_ssize_t begin, Py_ssize_t end, bytearray second) noexcept
 cpdef Py_ssize_t write_bytes(int fd, bytes chunk, Py_ssize_t offset) noexcept
-cpdef Py_ssize_t write_chunks(int fd, bytes head, Py_ssize_t offset, list tail, Py_ssize_t next_one)
+cpdef Py_ssize_t write_chunks(int fd, list chunks, Py_ssize_t first, Py_ssize_t offset) except? -1
 
 cpdef int set_option(int fd, int level, int option, int value) noexcept
 cpdef int take_error(int fd) noexcept

@@ -130,9 +130,11 @@ def write_bytes(fd: int, chunk: bytes, offset: int) -> int:
         return -(e.errno or 0)
 
 
-def write_chunks(fd: int, head: bytes, offset: int, tail: list[bytes], next_one: int) -> int:
-    """Write ``head[offset:]`` and then ``tail[next_one:]``, as much of it as one system call takes."""
-    batch: list[Any] = [memoryview(head)[offset:], *tail[next_one : next_one + _MAX_IOVECS - 1]]
+def write_chunks(fd: int, chunks: list[bytes], first: int, offset: int) -> int:
+    """Write ``chunks[first:]`` without the first *offset* bytes, as much of it as one system call takes."""
+    batch: list[Any] = chunks[first : first + _MAX_IOVECS]
+    if offset:
+        batch[0] = memoryview(batch[0])[offset:]
     try:
         if sum(map(len, batch)) <= len(batch) * _GATHER_CHUNK:
             return os.write(fd, b"".join(batch))

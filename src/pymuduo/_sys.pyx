@@ -21,8 +21,10 @@ from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, itimersp
 cdef extern from "Python.h":
     ctypedef struct PyByteArrayObject:
         Py_ssize_t ob_exports
-    unsigned long PyThread_get_thread_ident() nogil
     str PyUnicode_FromString(const char *)
+
+cdef extern from "<pthread.h>" nogil:
+    unsigned long pthread_self()
 
 cdef extern from * nogil:
     """
@@ -106,7 +108,7 @@ cdef enum:
 # --- clocks and threads ---------------------------------------------------------------------------------------
 
 cpdef long thread_id() noexcept:
-    return <long>PyThread_get_thread_ident()
+    return <long>pthread_self()  # what threading.get_ident() returns on Linux
 
 
 cpdef long long monotonic_us() noexcept:
@@ -259,26 +261,27 @@ cpdef Py_ssize_t write_bytes(int fd, bytes chunk, Py_ssize_t offset) noexcept:
     return _write(fd, PyBytes_AS_STRING(chunk) + offset, PyBytes_GET_SIZE(chunk) - offset)
 
 
-cpdef Py_ssize_t write_chunks(int fd, bytes head, Py_ssize_t offset, list tail, Py_ssize_t next_one):
+cpdef Py_ssize_t write_chunks(int fd, list chunks, Py_ssize_t first, Py_ssize_t offset) except? -1:
     cdef iovec iov[_MAX_IOVECS]
     cdef char gathered[_GATHER_BYTES]
     cdef msghdr message
-    cdef Py_ssize_t total = PyBytes_GET_SIZE(head) - offset, at = 0, i
-    cdef int count = 1
+    cdef Py_ssize_t total = 0, at = 0, i
+    cdef int count = 0
     cdef ssize_t sent
     cdef bytes chunk
-    if offset < 0 or total < 0 or next_one < 0:
+    if first < 0 or first >= len(chunks) or offset < 0:
         return -EINVAL
-    iov[0].iov_base = PyBytes_AS_STRING(head) + offset
-    iov[0].iov_len = total
-    for i in range(next_one, len(tail)):
+    for i in range(first, len(chunks)):
         if count == _MAX_IOVECS:
             break
-        chunk = tail[i]
-        iov[count].iov_base = PyBytes_AS_STRING(chunk)
-        iov[count].iov_len = PyBytes_GET_SIZE(chunk)
+        chunk = chunks[i]
+        if offset > PyBytes_GET_SIZE(chunk):
+            return -EINVAL
+        iov[count].iov_base = PyBytes_AS_STRING(chunk) + offset
+        iov[count].iov_len = PyBytes_GET_SIZE(chunk) - offset
         total += iov[count].iov_len
         count += 1
+        offset = 0
     if total <= _GATHER_BYTES and total <= count * _GATHER_CHUNK:
         for i in range(count):
             memcpy(gathered + at, iov[i].iov_base, iov[i].iov_len)

@@ -185,8 +185,11 @@ class Channel:
         self.disable_all()
         self.remove()
 
-    def handle_failure(self) -> None:
-        """React to an exception out of ``handle_event``, which the loop has reported; here: nothing more."""
+    def handle_failure(self, exception: BaseException) -> None:
+        """Report what came out of ``handle_event``; what is no ``Exception`` goes on to whoever runs the loop."""
+        if not isinstance(exception, Exception):
+            raise exception
+        self.loop.handle_exception(exception, self)
 
     @property
     def is_none_event(self) -> bool:

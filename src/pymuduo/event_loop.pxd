@@ -23,7 +23,8 @@ cdef class EventLoop:
     cdef bytearray read_area
     cdef public object spare_output
     cdef readonly long long iteration
-    cdef atomic_long _thread_id
+    cdef readonly Timestamp poll_return_time
+    cdef readonly atomic_long thread_id
     cdef str _thread_name
     cdef int _pid
     cdef Poller _poller
@@ -42,10 +43,8 @@ cdef class EventLoop:
     cdef atomic_int _closed
     cdef bint _closing
     cdef object _signals
-    cdef long long _poll_return_us
-    cdef Timestamp _poll_return_time
 
-    @cython.locals(channel=Channel)
+    @cython.locals(active=list, channel=Channel, at=Py_ssize_t, count=Py_ssize_t)
     cdef object _iterate(self)
     cdef object _poll(self)
     @cython.locals(count=Py_ssize_t)
@@ -64,4 +63,3 @@ cdef class EventLoop:
     cpdef object renew_read_area(self)
     cdef object _wake_up(self)
     cdef Timer _add_timer(self, object callback, tuple args, double delay, double interval)
-    cpdef Timestamp get_poll_return_time(self)

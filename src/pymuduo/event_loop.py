@@ -67,6 +67,9 @@ class EventLoop:
             *source* is the connection, Timer, Channel or function. Replaces the policy of logging the traceback
             and closing the connection. KeyboardInterrupt and SystemExit are no accidents: they leave ``run``.
         iteration: how many times the loop has polled.
+        poll_return_time: when the last poll returned: one reading of the clock for a whole iteration. The loop's
+            thread only.
+        thread_id: ``threading.get_ident()`` of the loop's thread; 0 once the loop is closed.
 
     Raises:
         RuntimeError: this thread has a loop already.
@@ -86,13 +89,10 @@ class EventLoop:
         "_open",
         "_pending",
         "_pid",
-        "_poll_return_time",
-        "_poll_return_us",
         "_poller",
         "_quit",
         "_running",
         "_signals",
-        "_thread_id",
         "_thread_name",
         "_timers",
         "_to_flush",
@@ -102,8 +102,10 @@ class EventLoop:
         "exception_handler",
         "iteration",
         "name",
+        "poll_return_time",
         "read_area",
         "spare_output",
+        "thread_id",
     )
 
     def __init__(self, name: str | None = None) -> None:
@@ -113,7 +115,7 @@ class EventLoop:
                 f"thread {threading.current_thread().name!r} already has a loop: {existing!r} (one loop per thread)"
             )
         self._timers: TimerQueue = None  # type: ignore[assignment]
-        self._thread_id = _sys.thread_id()
+        self.thread_id = _sys.thread_id()
         self._thread_name = threading.current_thread().name
         self._pid = os.getpid()
         self._open = 0  # until everything below is there
@@ -135,8 +137,7 @@ class EventLoop:
         self._asleep = 0
         self._quit = 0
         self._running = 0
-        self._poll_return_us = _sys.realtime_us()
-        self._poll_return_time: Timestamp | None = None
+        self.poll_return_time = timestamp.from_us(_sys.realtime_us())
         self._signals: SignalWakeup | None = None
         self._poller = default_poller()
         self._wakeup_fd = _sys.make_eventfd()
@@ -232,7 +233,7 @@ class EventLoop:
         self._wakeup_channel.read_callback = None
         self._close_descriptors()
         self._closed = 1
-        self._thread_id = 0  # the number may be another thread's by and by
+        self.thread_id = 0  # the number may be another thread's by and by
         if EventLoop.current() is self:
             _thread_loop.loop = None
         if errors:
@@ -358,11 +359,11 @@ class EventLoop:
 
     def is_in_loop_thread(self) -> bool:
         """Whether the caller runs in the loop's thread."""
-        return self._thread_id == _sys.thread_id()
+        return self.thread_id == _sys.thread_id()
 
     def assert_in_loop_thread(self) -> None:
         """Raise RuntimeError, naming both threads, unless the caller runs in the loop's thread."""
-        if self._thread_id != _sys.thread_id():
+        if self.thread_id != _sys.thread_id():
             if self._closed:
                 raise RuntimeError(f"{self!r} can't be used any more")
             raise RuntimeError(
@@ -383,11 +384,6 @@ class EventLoop:
     def is_closed(self) -> bool:
         """Whether ``close`` is complete."""
         return bool(self._closed)
-
-    @property
-    def poll_return_time(self) -> Timestamp:
-        """When the last poll returned: one reading of the clock for a whole iteration. The loop's thread only."""
-        return self.get_poll_return_time()
 
     @property
     def pending_count(self) -> int:
@@ -434,12 +430,6 @@ class EventLoop:
         """Whether this process made the loop; a forked child has only a copy that can't be used."""
         return self._pid == os.getpid()
 
-    def get_poll_return_time(self) -> Timestamp:
-        """Return ``poll_return_time``; made only if somebody asks."""
-        if self._poll_return_time is None:
-            self._poll_return_time = timestamp.from_us(self._poll_return_us)
-        return self._poll_return_time
-
     def flush_later(self, flushable: Flushable) -> None:
         """Flush it before the loop polls again; the loop's thread only."""
         if not flushable._flush_queued:
@@ -484,13 +474,19 @@ class EventLoop:
 
     def _iterate(self) -> None:
         self._poll()
-        for channel in self._active:
+        active = self._active
+        at, count = 0, len(active)
+        while at < count:
+            channel = active[at]
             try:
-                channel.handle_event()
-            except Exception as e:
-                self.handle_exception(e, channel)
-                channel.handle_failure()
-        self._active.clear()
+                # One try for many channels: entering it costs as much as handling a small event.
+                while at < count:
+                    channel = active[at]
+                    at += 1
+                    channel.handle_event()
+            except BaseException as e:
+                channel.handle_failure(e)
+        active.clear()
         if self._timers.has_expired:
             self._timers.run_expired()
         if self._pending:
@@ -513,8 +509,7 @@ class EventLoop:
         finally:
             self._asleep = 0
         self.iteration += 1
-        self._poll_return_us = _sys.realtime_us()
-        self._poll_return_time = None
+        self.poll_return_time = timestamp.from_us(_sys.realtime_us())
 
     def _run_pending(self) -> None:
         """Run the functors that are there now; what they queue waits for the next iteration."""

@@ -35,6 +35,7 @@ cdef class TcpConnection(Flushable)
 cdef class ConnectionChannel(Channel):
     cdef TcpConnection _connection
 
+    cpdef object handle_event(self)
 
 cdef class TcpConnection(Flushable):
     cdef object __weakref__
@@ -59,7 +60,9 @@ cdef class TcpConnection(Flushable):
     cdef Socket _socket
     cdef ConnectionChannel _channel
     cdef Buffer _input
+    cdef bytes _only_chunk
     cdef OutputQueue _output
+    cdef Py_ssize_t _unsent
     cdef atomic_int _state
     cdef atomic_int _closing
     cdef atomic_int _reading
@@ -73,8 +76,8 @@ cdef class TcpConnection(Flushable):
 
     @cython.locals(buffer=Buffer)
     cpdef bint send(self, object data) except -1
-    @cython.locals(output=OutputQueue)
     cpdef bint _send_in_loop(self, bytes data) except -1
+    cdef bint _queue_output(self, bytes data) except -1
     @cython.locals(count=Py_ssize_t)
     cdef object _handle_read(self)
     cdef object _handle_write(self)
@@ -83,16 +86,19 @@ cdef class TcpConnection(Flushable):
     cdef object _handle_unread_fin(self)
     cdef object _handle_peer_shutdown(self)
     cpdef object _handle_close(self)
-    @cython.locals(buffer=Buffer)
-    cdef object _take_message(self)
-    @cython.locals(output=OutputQueue, count=Py_ssize_t, _=int)
+    cdef object _take_message(self, Buffer buffer)
+    cdef object _leave_handler(self, Buffer buffer)
+    cdef object _handle_failure(self, object exception)
+    @cython.locals(queue=OutputQueue)
+    cdef OutputQueue _queue(self)
+    @cython.locals(count=Py_ssize_t, _=int)
     cdef object _write_output(self)
+    cdef object _drop_output(self)
     cdef object _output_drained(self)
     cdef object _call_user(self, object callback)
     cdef object _half_close(self)
     cdef object _output_blocked(self)
     cdef object _fail_output(self, int error)
-    @cython.locals(size=Py_ssize_t)
     cdef object _check_high_water(self)
     cdef object _set_interest(self, unsigned int events)
     cpdef object flush(self)

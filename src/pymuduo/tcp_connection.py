@@ -88,6 +88,12 @@ class ConnectionChannel(Channel):
         super().__init__(loop, fd)
         self._connection = connection
 
+    def handle_event(self) -> None:
+        if self.revents == _READ and self.events & _READ:
+            self._connection._handle_read()  # the usual case needs none of what follows
+        else:
+            Channel.handle_event(self)
+
     def _handle_read(self) -> None:
         if self.events & _READ:
             self._connection._handle_read()
@@ -113,10 +119,12 @@ class ConnectionChannel(Channel):
         if connection is not None:
             connection.connect_destroyed()
 
-    def handle_failure(self) -> None:
-        """Close a connection whose own handling of an event failed (out of memory, say)."""
-        if self._connection is not None:
-            self._connection.force_close()
+    def handle_failure(self, exception: BaseException) -> None:
+        """Report what came out of the handling of an event, and close the connection."""
+        if self._connection is None:
+            super().handle_failure(exception)
+        else:
+            self._connection._handle_failure(exception)
 
 
 class TcpConnection(Flushable):
@@ -153,12 +161,14 @@ class TcpConnection(Flushable):
         "_in_handler",
         "_input",
         "_name",
+        "_only_chunk",
         "_output",
         "_peer_closed",
         "_reading",
         "_removal",
         "_socket",
         "_state",
+        "_unsent",
         "_write_failed",
         "bytes_received",
         "bytes_sent",
@@ -214,7 +224,10 @@ class TcpConnection(Flushable):
         self._socket = Socket(fd)
         self._channel = ConnectionChannel(loop, fd, self)
         self._input: Buffer | None = None
+        # Unsent bytes. Most often it is one chunk, which then has a place of its own; a queue holds more than one.
+        self._only_chunk: bytes | None = None
         self._output: OutputQueue | None = None
+        self._unsent = 0
         self._state = _CONNECTING
         self._closing = 0  # set by any thread that ends the connection: sends are refused from then on
         self._reading = 0
@@ -266,7 +279,7 @@ class TcpConnection(Flushable):
     def output_size(self) -> int:
         """Bytes sent with ``send`` that the kernel has not taken yet. The loop's thread only."""
         self.loop.assert_in_loop_thread()
-        return 0 if self._output is None else self._output.size
+        return self._unsent
 
     def tcp_info(self) -> TcpInfo:
         """Return what the kernel knows: round-trip time, retransmissions, windows. The loop's thread only.
@@ -302,7 +315,7 @@ class TcpConnection(Flushable):
 
         muduo: ``TcpConnection::send``.
         """
-        if type(data) is not bytes:
+        if type(data) is not bytes and type(data) is not Buffer:
             _check_sendable(data)
         if self._closing or self._state != _CONNECTED:
             if _log.isEnabledFor(logging.DEBUG):  # a broadcast may meet many that have just left
@@ -314,8 +327,8 @@ class TcpConnection(Flushable):
                 data = buffer.retrieve_all_as_bytes()
             else:
                 data = bytes(data)
-        if self.loop.is_in_loop_thread():
-            return self._send_in_loop(data)
+        if self.loop.thread_id == _sys.thread_id():
+            return self._queue_output(data)
         return self.loop.post(self._send_in_loop, (data,))
 
     def shutdown(self) -> None:
@@ -426,21 +439,20 @@ class TcpConnection(Flushable):
         if self._fin_sent or self._write_failed or self._state not in (_CONNECTED, _DISCONNECTING):
             _log.debug("%s: closed meanwhile, %d bytes dropped", self.name, len(data))
             return False
+        return self._queue_output(data)
+
+    def _queue_output(self, data: bytes) -> bool:
         if not data:
             return True
-        output = self._output
-        if output is None:
-            output = self.loop.spare_output
-            if output is None:
-                output = OutputQueue()
-            else:
-                self.loop.spare_output = None
-            self._output = output
-        output.append(data)
+        if self._unsent == 0:
+            self._only_chunk = data
+        else:
+            self._queue().append(data)
+        self._unsent += len(data)
         self.messages_sent += 1
         if self._channel.events & _WRITE:
             self._check_high_water()
-        elif output.size >= _WRITE_AT_ONCE:
+        elif self._unsent >= _WRITE_AT_ONCE:
             self._write_output()
         elif not self._in_handler:
             self.loop.flush_later(self)
@@ -456,7 +468,7 @@ class TcpConnection(Flushable):
 
     def _half_close(self) -> None:
         """Send FIN if all output is sent; otherwise that happens when it is."""
-        if self._output is None and not self._fin_sent:
+        if self._unsent == 0 and not self._fin_sent:
             self._fin_sent = True
             self._socket.shutdown_write()
 
@@ -496,41 +508,50 @@ class TcpConnection(Flushable):
         count = self._input.read_fd(self._channel.fd, self.loop.read_area)
         if count > 0:
             self.bytes_received += count
-            self._take_message()
+            self._take_message(self._input)
         elif count == 0:
             self._handle_peer_shutdown()
         elif -count != _EAGAIN and -count != _EINTR:
             self._log_error("read", -count)
             self._handle_close()
 
-    def _take_message(self) -> None:
-        """Call the message callback and send, with one system call, what it sent."""
-        buffer = self._input
-        assert buffer is not None
+    def _take_message(self, buffer: Buffer) -> None:
+        """Call the message callback and send, with one system call, what it sent.
+
+        An exception goes through here to the loop, which calls ``_handle_failure``: what happens rarely costs
+        nothing where it does not.
+        """
         self.messages_received += 1
         self._in_handler = True
-        try:
-            if self.message_callback is not None:
-                self.message_callback(self, buffer, self.loop.get_poll_return_time())
-            else:
-                buffer.retrieve_all()
-        except Exception as e:
-            if self.loop.handle_exception(e, self):
-                self.force_close()
-        except BaseException:
-            if self._output is not None:
-                self.loop.flush_later(self)  # run() flushes before it lets the exception out
-            raise
-        finally:
-            self._in_handler = False
-            buffer.give_back()
-            if _sys.is_exported(self.loop.read_area):
-                self.loop.renew_read_area()
-        if self._output is not None and not self._channel.events & _WRITE:
+        if self.message_callback is not None:
+            self.message_callback(self, buffer, self.loop.poll_return_time)
+        else:
+            buffer.retrieve_all()
+        self._leave_handler(buffer)
+        if self._unsent and not self._channel.events & _WRITE:
             self._write_output()
 
+    def _leave_handler(self, buffer: Buffer) -> None:
+        self._in_handler = False
+        if not buffer.give_back():
+            self.loop.renew_read_area()
+
+    def _handle_failure(self, exception: BaseException) -> None:
+        """React to an exception out of the message callback, or out of the handling of an event."""
+        if self._in_handler:
+            assert self._input is not None
+            self._leave_handler(self._input)
+        if not isinstance(exception, Exception):
+            if self._unsent:
+                self.loop.flush_later(self)  # run() flushes before it lets the exception out
+            raise exception
+        if self._unsent and not self._channel.events & _WRITE:
+            self._write_output()
+        if self.loop.handle_exception(exception, self):
+            self.force_close()
+
     def _handle_write(self) -> None:
-        if self._output is not None:
+        if self._unsent:
             self._write_output()
 
     def _handle_peer_shutdown(self) -> None:
@@ -545,9 +566,9 @@ class TcpConnection(Flushable):
     def _finish_after_peer(self) -> None:
         if self._state == _DISCONNECTED:
             return
-        if self._output is not None and not self._channel.events & _WRITE:
+        if self._unsent and not self._channel.events & _WRITE:
             self._write_output()
-        if self._output is None:
+        if self._unsent == 0:
             self._handle_close()
             return
         self._state = _DISCONNECTING
@@ -597,9 +618,9 @@ class TcpConnection(Flushable):
         if self._close_timer is not None:
             self._close_timer.cancel()
             self._close_timer = None
-        if self._output is not None:
-            _log.debug("%s: closed with %d bytes unsent", self.name, self._output.size)
-            self._output = None
+        if self._unsent:
+            _log.debug("%s: closed with %d bytes unsent", self.name, self._unsent)
+            self._drop_output()
         # Nested, because a callback may raise SystemExit: the owner must hear of the end all the same.
         try:
             if was_up:
@@ -617,17 +638,37 @@ class TcpConnection(Flushable):
 
     def flush(self) -> None:
         """Send what was sent outside this connection's own handler; the loop calls this before it polls."""
-        if self._output is not None and not self._channel.events & _WRITE:
+        if self._unsent and not self._channel.events & _WRITE:
             self._write_output()
 
+    def _queue(self) -> OutputQueue:
+        """Return the queue, which from now on holds everything unsent."""
+        queue = self._output
+        if queue is None:
+            queue = self.loop.spare_output
+            if queue is None:
+                queue = OutputQueue()
+            else:
+                self.loop.spare_output = None
+            self._output = queue
+        if self._only_chunk is not None:
+            queue.append(self._only_chunk)
+            self._only_chunk = None
+        return queue
+
     def _write_output(self) -> None:
-        output = self._output
-        assert output is not None
         for _ in range(_MAX_WRITES):
-            count = output.write_to(self._channel.fd)
+            if self._only_chunk is not None:
+                count = _sys.write_bytes(self._channel.fd, self._only_chunk, 0)
+                if 0 <= count < self._unsent:
+                    self._queue().drop(count)
+            else:
+                assert self._output is not None
+                count = self._output.write_to(self._channel.fd)
             if count >= 0:
                 self.bytes_sent += count
-                if output.size == 0:
+                self._unsent -= count
+                if self._unsent == 0:
                     self._output_drained()
                     return
             elif -count == _EAGAIN or -count == _ENOBUFS or -count == _ENOMEM:
@@ -638,8 +679,7 @@ class TcpConnection(Flushable):
         self._output_blocked()
 
     def _output_drained(self) -> None:
-        self.loop.spare_output = self._output
-        self._output = None
+        self._drop_output()
         self._above_mark = False
         if self._channel.events & _WRITE:
             self._set_interest(self._channel.events & ~_WRITE)
@@ -651,6 +691,14 @@ class TcpConnection(Flushable):
         elif self._half_close_wanted:
             self._half_close()
 
+    def _drop_output(self) -> None:
+        self._only_chunk = None
+        self._unsent = 0
+        if self._output is not None:
+            self._output.clear()
+            self.loop.spare_output = self._output
+            self._output = None
+
     def _output_blocked(self) -> None:
         """Go on when the kernel has room."""
         if not self._channel.events & _WRITE:
@@ -658,20 +706,17 @@ class TcpConnection(Flushable):
         self._check_high_water()
 
     def _check_high_water(self) -> None:
-        assert self._output is not None
-        size = self._output.size
-        if size < self.high_water_mark:
+        if self._unsent < self.high_water_mark:
             self._above_mark = False
         elif not self._above_mark:
             self._above_mark = True
             if self.high_water_mark_callback is not None:
-                self.loop.post(self._run_high_water_mark, (size,))
+                self.loop.post(self._run_high_water_mark, (self._unsent,))
 
     def _fail_output(self, error: int) -> None:
         """Give up output that can't be sent any more; what the peer sent before is still taken."""
-        assert self._output is not None
         self._log_error("write", error)
-        self._output = None
+        self._drop_output()
         self._write_failed = True
         self._closing = 1
         self.loop.post(self._finish_broken, ())
@@ -682,7 +727,10 @@ class TcpConnection(Flushable):
             if not self._reading or self._peer_closed:
                 break
             received = self.bytes_received
-            self._handle_read()
+            try:
+                self._handle_read()
+            except BaseException as e:
+                self._handle_failure(e)
             if self.bytes_received == received:
                 break
         self._handle_close()

@@ -4,6 +4,7 @@ from pymuduo cimport _sys
 from pymuduo.channel cimport Channel
 
 
+@cython.final
 cdef class Timer:
     cdef object __weakref__
     cdef readonly object loop
@@ -18,6 +19,7 @@ cdef class Timer:
     cdef bint _is_before(self, Timer other) noexcept
 
 
+@cython.final
 cdef class TimerQueue:
     cdef object _loop
     cdef list _heap
