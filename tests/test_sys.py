@@ -55,8 +55,9 @@ CALLS: dict[str, Callable[[int], Any]] = {
     "read_into": lambda fd: _sys.read_into(fd, bytearray(8), 0, 8),
     "read_into_two": lambda fd: _sys.read_into_two(fd, bytearray(8), 0, 8, bytearray(8)),
     "write_bytes": lambda fd: _sys.write_bytes(fd, b"abc", 0),
-    "write_chunks": lambda fd: _sys.write_chunks(fd, [b"abc", b"def"], 0, 0),
-    "write_large_chunks": lambda fd: _sys.write_chunks(fd, [b"a" * 40_000, b"b" * 40_000], 0, 0),
+    "write_part": lambda fd: _sys.write_part(fd, bytearray(b"abc"), 1, 3),
+    "write_parts": lambda fd: _sys.write_parts(fd, bytearray(b"abc"), 1, 3, [b"abc", b"def"], 0, 0),
+    "write_large_parts": lambda fd: _sys.write_parts(fd, bytearray(), 0, 0, [b"a" * 40_000, b"b" * 40_000], 0, 0),
     "set_option": lambda fd: _sys.set_option(fd, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     "unread_bytes": _sys.unread_bytes,
     "shutdown_write": _sys.shutdown_write,
@@ -175,24 +176,25 @@ def test_write_bytes_begins_at_the_offset(pair: tuple[socket.socket, socket.sock
     assert other.recv(100) == b"abcdefef"
 
 
+def test_write_part_writes_between_two_places(pair: tuple[socket.socket, socket.socket]) -> None:
+    one, other = pair
+    assert _sys.write_part(one.fileno(), bytearray(b"abcdef"), 2, 5) == 3
+    assert other.recv(100) == b"cde"
+
+
 @pytest.mark.parametrize("sizes", [[1, 2, 3], [2, 0, 5, 0], [2048] * 8, [2049] * 8, [1] * 64, [20_000] * 3, [9] * 63])
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("offset", [0, 1])
-def test_write_chunks_writes_them_in_order(
-    pair: tuple[socket.socket, socket.socket], sizes: list[int], first: int, offset: int
+@pytest.mark.parametrize("front", [b"", b"front"])
+def test_write_parts_writes_them_in_order(
+    pair: tuple[socket.socket, socket.socket], sizes: list[int], first: int, offset: int, front: bytes
 ) -> None:
     one, other = pair
     chunks = [random.Random(i).randbytes(size) for i, size in enumerate([7, *sizes])]
-    expected = b"".join(chunks[:64])[offset:]  # as many as go into one call
-    assert _sys.write_chunks(one.fileno(), [b"gone"] * first + chunks, first, offset) == len(expected)
+    expected = front + b"".join(chunks[: 63 if front else 64])[offset:]  # as many as go into one call
+    data, last = bytearray(b"--" + front + b"--"), [b"gone"] * first + chunks
+    assert _sys.write_parts(one.fileno(), data, 2, 2 + len(front), last, first, offset) == len(expected)
     assert other.recv(1 << 20) == expected
-
-
-def test_write_chunks_takes_64_at_most(pair: tuple[socket.socket, socket.socket]) -> None:
-    one, other = pair
-    assert _sys.write_chunks(one.fileno(), [b"x"] * 100, 0, 0) == 64
-    assert _sys.write_chunks(one.fileno(), [b"y" * 3000] * 100, 99, 1) == 2999
-    assert other.recv(10_000) == b"x" * 64 + b"y" * 2999
 
 
 def test_writing_to_a_full_socket_is_minus_eagain(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -201,8 +203,9 @@ def test_writing_to_a_full_socket_is_minus_eagain(pair: tuple[socket.socket, soc
     while _sys.write_bytes(one.fileno(), b"x" * 10_000, 0) > 0:
         pass
     assert _sys.write_bytes(one.fileno(), b"x", 0) == -errno.EAGAIN
-    assert _sys.write_chunks(one.fileno(), [b"x", b"y"], 0, 0) == -errno.EAGAIN
-    assert _sys.write_chunks(one.fileno(), [b"x" * 50_000] * 2, 0, 0) == -errno.EAGAIN
+    assert _sys.write_part(one.fileno(), bytearray(b"x"), 0, 1) == -errno.EAGAIN
+    assert _sys.write_parts(one.fileno(), bytearray(b"z"), 0, 1, [b"x", b"y"], 0, 0) == -errno.EAGAIN
+    assert _sys.write_parts(one.fileno(), bytearray(), 0, 0, [b"x" * 50_000] * 2, 0, 0) == -errno.EAGAIN
 
 
 # --- sockets ---

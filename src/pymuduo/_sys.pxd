@@ -41,11 +41,23 @@ cpdef object store_int(bytearray data, Py_ssize_t at, int width, long long value
 cpdef long long load_int(bytearray data, Py_ssize_t at, int width) except? -1
 cpdef Py_ssize_t find(bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes what) except? -2
 
+cpdef Py_ssize_t take_delimited(
+    bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes delimiter, Py_ssize_t limit, list taken) except -1
+cpdef Py_ssize_t take_prefixed(
+    bytearray data, Py_ssize_t begin, Py_ssize_t end, int width, bint is_big, Py_ssize_t limit, list taken) except -1
+cpdef bytes prefixed(bytes message, int width, Py_ssize_t limit, bint is_big)
+cpdef bytes join_prefixed(list messages, int width, Py_ssize_t limit, bint is_big)
+cpdef bytes delimited(bytes message, bytes delimiter, Py_ssize_t limit)
+cpdef bytes join_delimited(list messages, bytes delimiter, Py_ssize_t limit)
+
 cpdef Py_ssize_t read_into(int fd, bytearray into, Py_ssize_t begin, Py_ssize_t end) noexcept
 cpdef Py_ssize_t read_into_two(
     int fd, bytearray first, Py_ssize_t begin, Py_ssize_t end, bytearray second) noexcept
 cpdef Py_ssize_t write_bytes(int fd, bytes chunk, Py_ssize_t offset) noexcept
-cpdef Py_ssize_t write_chunks(int fd, list chunks, Py_ssize_t first, Py_ssize_t offset) except? -1
+cpdef Py_ssize_t write_part(int fd, bytearray data, Py_ssize_t begin, Py_ssize_t end) noexcept
+cpdef Py_ssize_t write_parts(
+    int fd, bytearray data, Py_ssize_t begin, Py_ssize_t end, list chunks, Py_ssize_t first,
+    Py_ssize_t offset) except? -1
 
 cpdef int set_option(int fd, int level, int option, int value) noexcept
 cpdef int take_error(int fd) noexcept

@@ -23,7 +23,6 @@ from typing import Any
 thread_id = threading.get_ident
 
 _MAX_IOVECS = 64
-_GATHER_CHUNK = 2048
 
 
 def monotonic_us() -> int:
@@ -103,6 +102,78 @@ def find(data: bytearray, begin: int, end: int, what: bytes) -> int:
     return data.find(what, begin, end)
 
 
+# --- messages in a bytearray ------------------------------------------------------------------------------------
+
+
+def take_delimited(data: bytearray, begin: int, end: int, delimiter: bytes, limit: int, taken: list[bytes]) -> int:
+    """Append to *taken* each message that ends in *delimiter*, up to one of more than *limit* bytes.
+
+    Returns:
+        Where the rest begins.
+    """
+    if not delimiter:
+        raise ValueError("an empty delimiter ends nothing")
+    while 0 <= (at := data.find(delimiter, begin, end)) <= begin + limit:
+        taken.append(bytes(data[begin:at]))
+        begin = at + len(delimiter)
+    return begin
+
+
+def take_prefixed(
+    data: bytearray, begin: int, end: int, width: int, is_big: bool, limit: int, taken: list[bytes]
+) -> int:
+    """Append to *taken* each message behind its length of *width* bytes, up to one of more than *limit* bytes.
+
+    Returns:
+        Where the rest begins.
+    """
+    if not 1 <= width <= 8:
+        raise ValueError(f"a length of {width} bytes: 1 to 8 are possible")
+    while end - begin >= width:
+        length = int.from_bytes(data[begin : begin + width], "big" if is_big else "little")
+        if length > limit or length > end - begin - width:
+            break
+        begin += width
+        taken.append(bytes(data[begin : begin + length]))
+        begin += length
+    return begin
+
+
+def prefixed(message: bytes, width: int, limit: int, is_big: bool) -> bytes:
+    """Return the message behind its length of *width* bytes; ValueError if it is too long."""
+    if not 1 <= width <= 8:
+        raise ValueError(f"a length of {width} bytes: 1 to 8 are possible")
+    if len(message) > limit:
+        raise ValueError(f"a message has at most {limit} bytes, got {len(message)}")
+    return len(message).to_bytes(width, "big" if is_big else "little") + message
+
+
+def join_prefixed(messages: list[bytes], width: int, limit: int, is_big: bool) -> bytes:
+    """Return many messages in one piece, each behind its length; ValueError if one is too long."""
+    return b"".join([prefixed(message, width, limit, is_big) for message in messages])
+
+
+def delimited(message: bytes, delimiter: bytes, limit: int) -> bytes:
+    """Return the message with *delimiter* behind it.
+
+    ValueError if it is too long, or holds the delimiter and would arrive as two.
+    """
+    if not delimiter:
+        raise ValueError("an empty delimiter ends nothing")
+    if len(message) > limit:
+        raise ValueError(f"a message has at most {limit} bytes, got {len(message)}")
+    encoded = message + delimiter
+    # Searched together with its end, because a message may close with the first part of a delimiter.
+    if encoded.find(delimiter) != len(message):
+        raise ValueError(f"a message must not hold its delimiter {delimiter!r}, got {message!r:.80}")
+    return encoded
+
+
+def join_delimited(messages: list[bytes], delimiter: bytes, limit: int) -> bytes:
+    """Return many messages in one piece, each with *delimiter* behind it; ValueError as for one."""
+    return b"".join([delimited(message, delimiter, limit) for message in messages])
+
+
 # --- reading and writing ---------------------------------------------------------------------------------------
 
 
@@ -130,15 +201,25 @@ def write_bytes(fd: int, chunk: bytes, offset: int) -> int:
         return -(e.errno or 0)
 
 
-def write_chunks(fd: int, chunks: list[bytes], first: int, offset: int) -> int:
-    """Write ``chunks[first:]`` without the first *offset* bytes, as much of it as one system call takes."""
-    batch: list[Any] = chunks[first : first + _MAX_IOVECS]
-    if offset:
-        batch[0] = memoryview(batch[0])[offset:]
+def write_part(fd: int, data: bytearray, begin: int, end: int) -> int:
+    """Write ``data[begin:end]``; bytes written or ``-errno``."""
     try:
-        if sum(map(len, batch)) <= len(batch) * _GATHER_CHUNK:
-            return os.write(fd, b"".join(batch))
-        return os.writev(fd, batch)
+        return os.write(fd, memoryview(data)[begin:end])
+    except OSError as e:
+        return -(e.errno or 0)
+
+
+def write_parts(
+    fd: int, data: bytearray, begin: int, end: int, chunks: list[bytes], first: int, offset: int
+) -> int:
+    """Write ``data[begin:end]`` and ``chunks[first:]`` without the first *offset* bytes, as one system call can."""
+    parts: list[Any] = chunks[first : first + _MAX_IOVECS]
+    if offset:
+        parts[0] = memoryview(parts[0])[offset:]
+    if end > begin:
+        parts = [memoryview(data)[begin:end], *parts[: _MAX_IOVECS - 1]]
+    try:
+        return os.writev(fd, parts)
     except OSError as e:
         return -(e.errno or 0)
 

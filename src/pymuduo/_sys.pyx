@@ -4,7 +4,7 @@
 thread may call these functions; what they are given belongs to the caller.
 
 The interpreter lock is let go around calls that may block (``Epoll.wait``) or that move much data
-(``writev`` of more than ``_RELEASE_BYTES``). A non-blocking read or write of a few bytes costs less than giving
+(a write of more than ``_RELEASE_BYTES``). A non-blocking read or write of a few bytes costs less than giving
 the lock away and waiting to get it back: with a busy second thread that wait is a whole switch interval.
 """
 
@@ -12,7 +12,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EFAULT, EINVAL, errno
+from libc.errno cimport EFAULT, EINVAL, ENOTSOCK, errno
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy, memmove
@@ -61,6 +61,7 @@ cdef extern from * nogil:
     struct msghdr:
         iovec *msg_iov
         size_t msg_iovlen
+    ssize_t c_recv "recv"(int fd, void *into, size_t n, int flags)
     ssize_t c_read "read"(int fd, void *into, size_t n)
     ssize_t readv(int fd, const iovec *iov, int n)
     ssize_t c_write "write"(int fd, const void *data, size_t n)
@@ -97,9 +98,7 @@ cdef extern from * nogil:
     unsigned short ntohs(unsigned short value)
 
 cdef enum:
-    _MAX_IOVECS = 64         # chunks in one writev: what a read's worth of small answers needs
-    _GATHER_BYTES = 16384    # up to here, copying small chunks together is cheaper than an iovec for each
-    _GATHER_CHUNK = 2048     # mean chunk size above which an iovec is cheaper than the copy
+    _MAX_IOVECS = 64         # pieces in one system call
     _RELEASE_BYTES = 32768   # from here the kernel's copy is longer than giving the lock away
     _ADDRESS_BYTES = 128     # sizeof(struct sockaddr_storage)
     _TEXT_BYTES = 64         # room for INET6_ADDRSTRLEN
@@ -218,13 +217,150 @@ cpdef Py_ssize_t find(bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes wh
     return -1 if found == NULL else found - base
 
 
+# --- messages in a bytearray ------------------------------------------------------------------------------------
+
+cpdef Py_ssize_t take_delimited(
+        bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes delimiter, Py_ssize_t limit, list taken) except -1:
+    cdef char *base = PyByteArray_AS_STRING(data)
+    cdef const char *what = PyBytes_AS_STRING(delimiter)
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(delimiter)
+    cdef char *found
+    _check(data, begin, end - begin)
+    if n == 0:
+        raise ValueError("an empty delimiter ends nothing")
+    while begin < end:
+        if n == 1:
+            found = <char *>memchr(base + begin, (<const unsigned char *>what)[0], end - begin)
+        else:
+            found = <char *>memmem(base + begin, end - begin, what, n)
+        if found == NULL or found - base - begin > limit:
+            break
+        taken.append(PyBytes_FromStringAndSize(base + begin, found - base - begin))
+        begin = found - base + n
+    return begin
+
+
+cdef uint64_t _load_length(const uint8_t *at, int width, bint is_big) noexcept:
+    cdef uint64_t value = 0
+    cdef int i
+    for i in range(width):
+        value = (value << 8) | at[i if is_big else width - 1 - i]
+    return value
+
+
+cpdef Py_ssize_t take_prefixed(
+        bytearray data, Py_ssize_t begin, Py_ssize_t end, int width, bint is_big, Py_ssize_t limit,
+        list taken) except -1:
+    cdef char *base = PyByteArray_AS_STRING(data)
+    cdef uint64_t length
+    _check(data, begin, end - begin)
+    if not 1 <= width <= 8:
+        raise ValueError(f"a length of {width} bytes: 1 to 8 are possible")
+    if limit < 0:
+        return begin
+    while end - begin >= width:
+        length = _load_length(<const uint8_t *>base + begin, width, is_big)
+        if length > <uint64_t>limit or length > <uint64_t>(end - begin - width):
+            break
+        taken.append(PyBytes_FromStringAndSize(base + begin + width, <Py_ssize_t>length))
+        begin += width + <Py_ssize_t>length
+    return begin
+
+
+cdef Py_ssize_t _put_prefixed(char *at, bytes message, int width, bint is_big) noexcept:
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(message)
+    cdef uint64_t length = <uint64_t>n
+    cdef int i
+    for i in range(width):
+        at[width - 1 - i if is_big else i] = <char>(length & 0xFF)
+        length >>= 8
+    memcpy(at + width, PyBytes_AS_STRING(message), n)
+    return width + n
+
+
+cdef int _check_length(bytes message, Py_ssize_t limit) except -1:
+    if PyBytes_GET_SIZE(message) > limit:
+        raise ValueError(f"a message has at most {limit} bytes, got {len(message)}")
+    return 0
+
+
+cpdef bytes prefixed(bytes message, int width, Py_ssize_t limit, bint is_big):
+    cdef bytes encoded
+    if not 1 <= width <= 8:
+        raise ValueError(f"a length of {width} bytes: 1 to 8 are possible")
+    _check_length(message, limit)
+    encoded = PyBytes_FromStringAndSize(NULL, width + PyBytes_GET_SIZE(message))
+    _put_prefixed(PyBytes_AS_STRING(encoded), message, width, is_big)
+    return encoded
+
+
+cpdef bytes join_prefixed(list messages, int width, Py_ssize_t limit, bint is_big):
+    cdef Py_ssize_t total = 0
+    cdef bytes message, joined
+    cdef char *at
+    if not 1 <= width <= 8:
+        raise ValueError(f"a length of {width} bytes: 1 to 8 are possible")
+    for message in messages:
+        _check_length(message, limit)
+        total += width + PyBytes_GET_SIZE(message)
+    joined = PyBytes_FromStringAndSize(NULL, total)
+    at = PyBytes_AS_STRING(joined)
+    for message in messages:
+        at += _put_prefixed(at, message, width, is_big)
+    return joined
+
+
+cdef Py_ssize_t _put_delimited(char *at, bytes message, bytes delimiter) except -1:
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(message), width = PyBytes_GET_SIZE(delimiter)
+    cdef char *found
+    memcpy(at, PyBytes_AS_STRING(message), n)
+    memcpy(at + n, PyBytes_AS_STRING(delimiter), width)
+    # Searched together with its end, because a message may close with the first part of a delimiter.
+    if width == 1:
+        found = <char *>memchr(at, (<const unsigned char *>PyBytes_AS_STRING(delimiter))[0], n + 1)
+    else:
+        found = <char *>memmem(at, n + width, PyBytes_AS_STRING(delimiter), width)
+    if found != at + n:
+        raise ValueError(f"a message must not hold its delimiter {delimiter!r}, got {message!r:.80}")
+    return n + width
+
+
+cpdef bytes delimited(bytes message, bytes delimiter, Py_ssize_t limit):
+    cdef bytes encoded
+    if PyBytes_GET_SIZE(delimiter) == 0:
+        raise ValueError("an empty delimiter ends nothing")
+    _check_length(message, limit)
+    encoded = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(message) + PyBytes_GET_SIZE(delimiter))
+    _put_delimited(PyBytes_AS_STRING(encoded), message, delimiter)
+    return encoded
+
+
+cpdef bytes join_delimited(list messages, bytes delimiter, Py_ssize_t limit):
+    cdef Py_ssize_t total = 0
+    cdef bytes message, joined
+    cdef char *at
+    if PyBytes_GET_SIZE(delimiter) == 0:
+        raise ValueError("an empty delimiter ends nothing")
+    for message in messages:
+        _check_length(message, limit)
+        total += PyBytes_GET_SIZE(message) + PyBytes_GET_SIZE(delimiter)
+    joined = PyBytes_FromStringAndSize(NULL, total)
+    at = PyBytes_AS_STRING(joined)
+    for message in messages:
+        at += _put_delimited(at, message, delimiter)
+    return joined
+
+
 # --- reading and writing ---------------------------------------------------------------------------------------
 
 cpdef Py_ssize_t read_into(int fd, bytearray into, Py_ssize_t begin, Py_ssize_t end) noexcept:
     cdef ssize_t n
     if begin < 0 or end < begin or end > PyByteArray_GET_SIZE(into):
         return -EFAULT
-    n = c_read(fd, PyByteArray_AS_STRING(into) + begin, end - begin)
+    # recv has a shorter way through the kernel than read, and every descriptor but a few is a socket.
+    n = c_recv(fd, PyByteArray_AS_STRING(into) + begin, end - begin, 0)
+    if n < 0 and errno == ENOTSOCK:
+        n = c_read(fd, PyByteArray_AS_STRING(into) + begin, end - begin)
     return n if n >= 0 else -errno
 
 
@@ -261,16 +397,27 @@ cpdef Py_ssize_t write_bytes(int fd, bytes chunk, Py_ssize_t offset) noexcept:
     return _write(fd, PyBytes_AS_STRING(chunk) + offset, PyBytes_GET_SIZE(chunk) - offset)
 
 
-cpdef Py_ssize_t write_chunks(int fd, list chunks, Py_ssize_t first, Py_ssize_t offset) except? -1:
+cpdef Py_ssize_t write_part(int fd, bytearray data, Py_ssize_t begin, Py_ssize_t end) noexcept:
+    if begin < 0 or end < begin or end > PyByteArray_GET_SIZE(data):
+        return -EINVAL
+    return _write(fd, PyByteArray_AS_STRING(data) + begin, end - begin)
+
+
+cpdef Py_ssize_t write_parts(
+        int fd, bytearray data, Py_ssize_t begin, Py_ssize_t end, list chunks, Py_ssize_t first,
+        Py_ssize_t offset) except? -1:
     cdef iovec iov[_MAX_IOVECS]
-    cdef char gathered[_GATHER_BYTES]
     cdef msghdr message
-    cdef Py_ssize_t total = 0, at = 0, i
+    cdef Py_ssize_t total = end - begin, i
     cdef int count = 0
     cdef ssize_t sent
     cdef bytes chunk
-    if first < 0 or first >= len(chunks) or offset < 0:
+    if begin < 0 or end < begin or end > PyByteArray_GET_SIZE(data) or first < 0 or offset < 0:
         return -EINVAL
+    if end > begin:
+        iov[0].iov_base = PyByteArray_AS_STRING(data) + begin
+        iov[0].iov_len = end - begin
+        count = 1
     for i in range(first, len(chunks)):
         if count == _MAX_IOVECS:
             break
@@ -282,13 +429,7 @@ cpdef Py_ssize_t write_chunks(int fd, list chunks, Py_ssize_t first, Py_ssize_t 
         total += iov[count].iov_len
         count += 1
         offset = 0
-    if total <= _GATHER_BYTES and total <= count * _GATHER_CHUNK:
-        for i in range(count):
-            memcpy(gathered + at, iov[i].iov_base, iov[i].iov_len)
-            at += iov[i].iov_len
-        return _write(fd, gathered, total)
     # sendmsg is writev with flags.
-    message.msg_iov = NULL
     _clear(&message)
     message.msg_iov = iov
     message.msg_iovlen = count

@@ -223,6 +223,36 @@ class Buffer(ReadableRegion):
         self._reset()
         return taken
 
+    def take_delimited(self, delimiter: bytes, max_bytes: int) -> list[bytes]:
+        r"""Take every message that ends in *delimiter* (a line, say), without the delimiter.
+
+        Stops at a message of more than *max_bytes*; what is incomplete stays as well.
+
+        Raises:
+            ValueError: the delimiter is empty.
+        """
+        taken: list[bytes] = []
+        begin = _sys.take_delimited(self._data, self._begin, self._end, delimiter, max_bytes, taken)
+        if begin > self._begin:
+            self._advance(begin - self._begin)
+        return taken
+
+    def take_prefixed(self, width: int, max_bytes: int, is_big: bool = True) -> list[bytes]:
+        """Take every complete message that stands behind its length, an unsigned integer of *width* bytes.
+
+        Stops at a message of more than *max_bytes*; what is incomplete stays as well.
+
+        Args:
+            width: 1 to 8. is_big: network byte order; else little-endian.
+        Raises:
+            ValueError: *width* is out of range.
+        """
+        taken: list[bytes] = []
+        begin = _sys.take_prefixed(self._data, self._begin, self._end, width, is_big, max_bytes, taken)
+        if begin > self._begin:
+            self._advance(begin - self._begin)
+        return taken
+
     def read_int8(self) -> int:
         """Take the signed byte at the front; ValueError if there is none."""
         return self._read_int(1)

@@ -1,0 +1,180 @@
+"""What every codec shares: a stream of bytes in, whole messages out, and the other way round.
+
+TCP has no messages. What one end sends in one piece may arrive in three, or three in one; so a codec takes from the
+input buffer what is complete, leaves the rest for the next time, and calls back with whole messages.
+
+All complete messages of a read are taken from the buffer at once, in compiled code. Then they go to the program one
+by one (``message_callback``), or all together as a list (``batch_callback``), which saves a call a message and
+allows one answer for all of them. A codec remembers nothing of a connection, so one serves any number of them, on
+any number of loops.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from pymuduo.buffer import Buffer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pymuduo.callbacks import BytesLike
+    from pymuduo.tcp_connection import TcpConnection
+    from pymuduo.timestamp import Timestamp
+
+    MessageCallback = Callable[[TcpConnection, bytes, Timestamp], object]
+    BatchCallback = Callable[[TcpConnection, list[bytes], Timestamp], object]
+    ErrorCallback = Callable[[TcpConnection, "ProtocolError"], object]
+
+_log = logging.getLogger("pymuduo.codec")
+
+
+class ProtocolError(ValueError):
+    """The peer sent what the protocol does not allow; there is no way back into step with it."""
+
+
+class Codec:
+    """Turns a connection's bytes into messages: the base of all codecs, and of your own.
+
+    Give ``on_message`` to a server or connection as its message callback. A peer that breaks the rules is logged and
+    cut off, after the messages that came before have been delivered.
+
+    To make one of your own, define ``decode`` and ``encode``.
+
+    Args:
+        message_callback: ``(connection, message, receive_time)`` for each message.
+        batch_callback: ``(connection, messages, receive_time)`` instead, with a list of all messages that a read has
+            completed, one or more.
+        max_bytes: the longest message allowed, in either direction.
+
+    Attributes:
+        message_callback, batch_callback: as above. Set them before the codec is in use.
+        error_callback: ``(connection, error)`` with a ``ProtocolError``, before the connection is cut off; takes the
+            place of the log line.
+
+    Raises:
+        ValueError: both callbacks are given, or *max_bytes* is not positive.
+
+    Thread rule: any number of loops may use a codec at the same time. muduo: ``LengthHeaderCodec`` in its chat.
+    """
+
+    __slots__ = ("batch_callback", "error_callback", "max_bytes", "message_callback")
+
+    def __init__(
+        self,
+        message_callback: MessageCallback | None = None,
+        *,
+        batch_callback: BatchCallback | None = None,
+        max_bytes: int = 65536,
+    ) -> None:
+        if message_callback is not None and batch_callback is not None:
+            raise ValueError(f"{type(self).__name__}: a message callback or a batch callback, not both")
+        if max_bytes < 1:
+            raise ValueError(f"{type(self).__name__}: max_bytes must be positive, got {max_bytes}")
+        self.message_callback = message_callback
+        self.batch_callback = batch_callback
+        self.error_callback: ErrorCallback | None = None
+        self.max_bytes = max_bytes
+
+    # --- what a codec defines ---
+
+    def decode(self, buffer: Buffer) -> list[bytes]:
+        """Take every complete message from the front of *buffer* and return them; none is an empty list.
+
+        Raises:
+            ProtocolError: what stands at the front can't become a message.
+        """
+        raise NotImplementedError
+
+    def encode(self, payload: BytesLike) -> bytes:
+        """Return *payload* as it travels. For a broadcast do it once, and send the same bytes to everybody.
+
+        Raises:
+            ValueError: it is too long, or holds what the protocol can't carry.
+        """
+        raise NotImplementedError
+
+    def encode_all(self, payloads: Iterable[BytesLike]) -> bytes:
+        """Return many payloads as they travel, in one piece. Raises ValueError as ``encode`` does."""
+        return b"".join([self.encode(payload) for payload in payloads])
+
+    # --- what it does for a connection ---
+
+    def on_message(self, connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
+        """Deliver what is complete: a connection's message callback.
+
+        A callback that raises is reported as the loop does it; with an ``exception_handler`` on the loop the
+        connection, and the messages after this one, live on.
+        """
+        while len(buffer) > 0:
+            try:
+                messages = self.decode(buffer)
+            except ProtocolError as e:
+                buffer.retrieve_all()
+                self._cut_off(connection, e)
+                return
+            if not messages:
+                return
+            if self.message_callback is not None:
+                self._deliver(connection, messages, receive_time)
+            elif self.batch_callback is not None:
+                self.batch_callback(connection, messages, receive_time)
+
+    def send(self, connection: TcpConnection, payload: BytesLike) -> bool:
+        """Send one message; from any thread. False if the connection is no longer open.
+
+        Raises:
+            ValueError: as ``encode`` does.
+        """
+        return connection.send(self.encode(payload))
+
+    def send_all(self, connection: TcpConnection, payloads: Iterable[BytesLike]) -> bool:
+        """Send many messages in one piece; from any thread. False if the connection is no longer open.
+
+        Raises:
+            ValueError: as ``encode`` does; then none is sent.
+        """
+        return connection.send(self.encode_all(payloads))
+
+    # --- private ---
+
+    def _deliver(self, connection: TcpConnection, messages: list[bytes], receive_time: Timestamp) -> None:
+        callback = self.message_callback
+        assert callback is not None
+        at, count = 0, len(messages)
+        while at < count:
+            try:
+                while at < count:  # entering a try costs as much as a small message
+                    at += 1
+                    callback(connection, messages[at - 1], receive_time)
+            except Exception as e:
+                if connection.loop.handle_exception(e, connection):
+                    connection.force_close()
+                    return
+
+    def _cut_off(self, connection: TcpConnection, error: ProtocolError) -> None:
+        connection.force_close()
+        if self.error_callback is not None:
+            self.error_callback(connection, error)
+        else:
+            _log.warning("%s: %s; %s is cut off", connection.name, error, connection.peer_address)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} max_bytes={self.max_bytes}>"
+
+
+def as_bytes(payload: BytesLike) -> bytes:
+    """Return a payload as bytes: itself if that is what it is, else a copy."""
+    return payload if type(payload) is bytes else memoryview(payload).tobytes()
+
+
+def list_of_bytes(payloads: Iterable[BytesLike]) -> list[bytes]:
+    """Return payloads as a list of bytes: itself if that is what it is."""
+    if type(payloads) is list:
+        for payload in payloads:
+            if type(payload) is not bytes:
+                break
+        else:
+            return payloads
+    return [as_bytes(payload) for payload in payloads]

@@ -1,0 +1,15 @@
+cimport cython
+
+from pymuduo cimport _sys
+from pymuduo.buffer cimport Buffer
+from pymuduo.codec.base cimport Codec, as_bytes, list_of_bytes
+
+
+cdef class LengthHeaderCodec(Codec):
+    cdef readonly int header_bytes
+    cdef bint _is_big
+
+    @cython.locals(messages=list)
+    cpdef list decode(self, Buffer buffer)
+    cpdef bytes encode(self, object payload)
+    cpdef bytes encode_all(self, object payloads)
