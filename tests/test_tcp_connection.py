@@ -598,13 +598,17 @@ def test_an_exit_in_the_down_callback_does_not_keep_the_owner_from_hearing(loop,
     connection, theirs = unborn(loop)
     heard: list[str] = []
 
+    class Owner:
+        def remove_connection(self, connection: TcpConnection) -> None:
+            heard.append("removal")
+
     def leave(connection: TcpConnection) -> None:
         if not connection.connected:
             raise error
 
     connection.connection_callback = leave
     connection.close_callback = lambda c: heard.append("close")
-    connection.set_removal(lambda c: heard.append("removal"))
+    connection.set_owner(Owner())
     connection.connect_established()
     theirs.close()
     with pytest.raises(error):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from conftest import PATIENCE_S, call_in_loop, eventually
 from pymuduo import COMPILED, EventLoop, EventLoopThread, Timer, Timestamp, _sys
-from pymuduo.timer_queue import TimerQueue
+from pymuduo.timer_queue import TimerQueue, new_timer
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_the_same_expiry_is_first_come_first_served(whens: list[int]) -> None:
     with EventLoop() as loop:
         queue = TimerQueue(loop)
         for number, when in enumerate(whens):
-            queue.add(Timer(loop, lambda *a: called.append(a), (when, number), when, 0))
+            queue.add(new_timer(loop, queue, lambda *a: called.append(a), (when, number), when, 0))
         queue.run_expired()
         queue.close()
     assert called == sorted((when, number) for number, when in enumerate(whens))
@@ -529,7 +529,7 @@ def test_the_heap_agrees_with_a_sorted_list(steps: list[tuple[str, int, int]]) -
         for number, (what, when, pick) in enumerate(steps):
             if what == "add":
                 key = (when, number)
-                timers[key] = Timer(loop, lambda *a: called.append(a), key, when, 0)
+                timers[key] = new_timer(loop, queue, lambda *a: called.append(a), key, when, 0)
                 queue.add(timers[key])
                 model.append(key)
             elif model:
@@ -559,7 +559,7 @@ def test_timers_that_add_and_cancel_others_agree_with_a_sorted_list(loop: EventL
 
     for number in range(500):
         whens[number] = dice.randrange(100)
-        timers[number] = Timer(loop, call, (number,), whens[number], 0)
+        timers[number] = new_timer(loop, queue, call, (number,), whens[number], 0)
         queue.add(timers[number])
     queue.run_expired()
     queue.close()
@@ -571,8 +571,8 @@ def test_timers_that_add_and_cancel_others_agree_with_a_sorted_list(loop: EventL
 def test_only_what_is_due_runs(loop: EventLoop, queue: TimerQueue) -> None:
     called: list[str] = []
     future_us = _sys.monotonic_us() + 3_600_000_000
-    queue.add(Timer(loop, called.append, ("future",), future_us, 0))
-    queue.add(Timer(loop, called.append, ("past",), 1, 0))
+    queue.add(new_timer(loop, queue, called.append, ("future",), future_us, 0))
+    queue.add(new_timer(loop, queue, called.append, ("past",), 1, 0))
     queue.run_expired()
     assert called == ["past"]
     assert len(queue) == 1

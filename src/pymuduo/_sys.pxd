@@ -29,6 +29,7 @@ cdef class Epoll:
 
 
 cpdef long thread_id() noexcept
+cpdef object full_fence()
 cpdef long long monotonic_us() noexcept
 cpdef long long realtime_us() noexcept
 

@@ -25,6 +25,10 @@ thread_id = threading.get_ident
 _MAX_IOVECS = 64
 
 
+def full_fence() -> None:
+    """Let no later read of this thread's be seen before its earlier writes; the interpreter sees to that here."""
+
+
 def monotonic_us() -> int:
     """Microseconds of a clock that nobody sets."""
     return time.monotonic_ns() // 1000

@@ -23,6 +23,11 @@ cdef extern from "Python.h":
         Py_ssize_t ob_exports
     str PyUnicode_FromString(const char *)
 
+cdef extern from "<stdatomic.h>" nogil:
+    enum memory_order:
+        memory_order_seq_cst
+    void atomic_thread_fence(memory_order order)
+
 cdef extern from "<pthread.h>" nogil:
     unsigned long pthread_self()
 
@@ -108,6 +113,10 @@ cdef enum:
 
 cpdef long thread_id() noexcept:
     return <long>pthread_self()  # what threading.get_ident() returns on Linux
+
+
+cpdef object full_fence():
+    atomic_thread_fence(memory_order_seq_cst)
 
 
 cpdef long long monotonic_us() noexcept:

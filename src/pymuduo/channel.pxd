@@ -6,18 +6,13 @@ cdef unsigned int _INVALID
 cdef unsigned int _PEER_SHUTDOWN
 
 
-cdef class Channel:
+cdef class BaseChannel:
     cdef object __weakref__
     cdef readonly object loop
     cdef readonly int fd
     cdef public unsigned int events
     cdef public unsigned int revents
     cdef public int index
-    cdef object _owner
-    cdef public object read_callback
-    cdef public object write_callback
-    cdef public object close_callback
-    cdef public object error_callback
 
     cpdef object handle_event(self)
     cdef object _handle_read(self)
@@ -31,3 +26,11 @@ cdef class Channel:
     cpdef object disable_writing(self)
     cpdef object disable_all(self)
     cpdef object remove(self)
+
+
+cdef class Channel(BaseChannel):
+    cdef object _owner
+    cdef public object read_callback
+    cdef public object write_callback
+    cdef public object close_callback
+    cdef public object error_callback

@@ -47,36 +47,16 @@ NEW = -1
 ADDED = 1
 
 
-class Channel:
-    """Watches a descriptor for a loop and calls back on what happens to it.
-
-    Set the callbacks you need, then ``enable_reading`` or ``enable_writing``; at the end ``disable_all`` and
-    ``remove``. An unset callback is not called.
+class BaseChannel:
+    """A descriptor's place in a loop: its interest and its events. What they lead to is for its kinds to say.
 
     Attributes:
-        read_callback: called with the time at which the poll returned, when there is something to read (also the
-            end of the stream, or an error that reading will report).
-        write_callback: called with nothing, when writing would not block.
-        close_callback: called with nothing, when the other end is gone and nothing is left to read.
-        error_callback: called with nothing, when the descriptor is in error.
         events: the bits asked for (the interest set). revents: the bits that the last poll reported.
 
-    Thread rule: the loop's thread. muduo: ``Channel``.
+    Thread rule: the loop's thread.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_owner",
-        "close_callback",
-        "error_callback",
-        "events",
-        "fd",
-        "index",
-        "loop",
-        "read_callback",
-        "revents",
-        "write_callback",
-    )
+    __slots__ = ("__weakref__", "events", "fd", "index", "loop", "revents")
 
     def __init__(self, loop: EventLoop, fd: int) -> None:
         self.loop = loop
@@ -84,26 +64,9 @@ class Channel:
         self.events = 0
         self.revents = 0
         self.index = NEW
-        self._owner: weakref.ref[Any] | None = None
-        self.read_callback: Callable[[Timestamp], object] | None = None
-        self.write_callback: Callable[[], object] | None = None
-        self.close_callback: Callable[[], object] | None = None
-        self.error_callback: Callable[[], object] | None = None
-
-    def tie(self, owner: object) -> None:
-        """Call back only while *owner* exists; it is kept alive during a callback, and only then.
-
-        Raises:
-            TypeError: *owner* can't be weakly referenced.
-        """
-        self._owner = weakref.ref(owner)
 
     def handle_event(self) -> None:
-        """Call back for what ``revents`` says; the loop does this."""
-        if self._owner is not None:
-            owner = self._owner()
-            if owner is None:
-                return
+        """React to what ``revents`` says; the loop does this."""
         revents = self.revents
         # ERR and HUP come unasked: a channel without interest was disabled after the poll had returned.
         if self.events == 0:
@@ -119,23 +82,17 @@ class Channel:
         if revents & _WRITE & self.events:
             self._handle_write()
 
-    # What an event leads to; a connection's channel replaces these four.
-
     def _handle_read(self) -> None:
-        if self.read_callback is not None:
-            self.read_callback(self.loop.poll_return_time)
+        raise NotImplementedError
 
     def _handle_write(self) -> None:
-        if self.write_callback is not None:
-            self.write_callback()
+        raise NotImplementedError
 
     def _handle_close(self) -> None:
-        if self.close_callback is not None:
-            self.close_callback()
+        raise NotImplementedError
 
     def _handle_error(self) -> None:
-        if self.error_callback is not None:
-            self.error_callback()
+        raise NotImplementedError
 
     # --- the interest set ---
 
@@ -208,6 +165,66 @@ class Channel:
 
     def __repr__(self) -> str:
         return f"<Channel fd={self.fd} events={event_names(self.events)} revents={event_names(self.revents)}>"
+
+
+class Channel(BaseChannel):
+    """Watches a descriptor for a loop and calls back on what happens to it.
+
+    Set the callbacks you need, then ``enable_reading`` or ``enable_writing``; at the end ``disable_all`` and
+    ``remove``. An unset callback is not called.
+
+    Attributes:
+        read_callback: called with the time at which the poll returned, when there is something to read (also the
+            end of the stream, or an error that reading will report).
+        write_callback: called with nothing, when writing would not block.
+        close_callback: called with nothing, when the other end is gone and nothing is left to read.
+        error_callback: called with nothing, when the descriptor is in error.
+        events: the bits asked for (the interest set). revents: the bits that the last poll reported.
+
+    Thread rule: the loop's thread. muduo: ``Channel``.
+    """
+
+    __slots__ = ("_owner", "close_callback", "error_callback", "read_callback", "write_callback")
+
+    def __init__(self, loop: EventLoop, fd: int) -> None:
+        super().__init__(loop, fd)
+        self._owner: weakref.ref[Any] | None = None
+        self.read_callback: Callable[[Timestamp], object] | None = None
+        self.write_callback: Callable[[], object] | None = None
+        self.close_callback: Callable[[], object] | None = None
+        self.error_callback: Callable[[], object] | None = None
+
+    def tie(self, owner: object) -> None:
+        """Call back only while *owner* exists; it is kept alive during a callback, and only then.
+
+        Raises:
+            TypeError: *owner* can't be weakly referenced.
+        """
+        self._owner = weakref.ref(owner)
+
+    def handle_event(self) -> None:
+        """Call back for what ``revents`` says; the loop does this."""
+        if self._owner is not None:
+            owner = self._owner()
+            if owner is None:
+                return
+        BaseChannel.handle_event(self)
+
+    def _handle_read(self) -> None:
+        if self.read_callback is not None:
+            self.read_callback(self.loop.poll_return_time)
+
+    def _handle_write(self) -> None:
+        if self.write_callback is not None:
+            self.write_callback()
+
+    def _handle_close(self) -> None:
+        if self.close_callback is not None:
+            self.close_callback()
+
+    def _handle_error(self) -> None:
+        if self.error_callback is not None:
+            self.error_callback()
 
 
 def event_names(events: int) -> str:

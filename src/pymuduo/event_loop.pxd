@@ -1,7 +1,7 @@
 cimport cython
 
-from pymuduo cimport _sys, timestamp
-from pymuduo.channel cimport Channel
+from pymuduo cimport _sys, timer_queue, timestamp
+from pymuduo.channel cimport BaseChannel, Channel
 from pymuduo.poller.base cimport Poller
 from pymuduo.timer_queue cimport Timer, TimerQueue
 from pymuduo.timestamp cimport Timestamp
@@ -9,6 +9,9 @@ from pymuduo.timestamp cimport Timestamp
 cdef extern from "<stdatomic.h>":
     ctypedef int atomic_int
     ctypedef long atomic_long
+
+cdef double _FOREVER_S
+
 
 cdef class Flushable:
     cdef bint _flush_queued
@@ -29,7 +32,8 @@ cdef class EventLoop:
     cdef int _pid
     cdef Poller _poller
     cdef TimerQueue _timers
-    cdef object _pending
+    cdef list _pending
+    cdef Py_ssize_t _taken
     cdef list _active
     cdef list _to_flush
     cdef list _close_hooks
@@ -44,22 +48,24 @@ cdef class EventLoop:
     cdef bint _closing
     cdef object _signals
 
-    @cython.locals(active=list, channel=Channel, at=Py_ssize_t, count=Py_ssize_t)
+    @cython.locals(active=list, channel=BaseChannel, at=Py_ssize_t, count=Py_ssize_t)
     cdef object _iterate(self)
     cdef object _poll(self)
-    @cython.locals(count=Py_ssize_t)
+    @cython.locals(pending=list, count=Py_ssize_t, functor=tuple)
     cdef object _run_pending(self)
+    cdef list _take_pending(self)
     cdef object _end_everything(self, list errors)
-    cdef bint _is_own(self, Channel channel) except -1
+    cdef bint _is_own(self, BaseChannel channel) except -1
     cdef object _call(self, object callback, tuple args)
     @cython.locals(flushable=Flushable)
     cdef object _flush(self)
     cpdef bint is_in_loop_thread(self) noexcept
     cpdef object assert_in_loop_thread(self)
     cpdef bint post(self, object callback, tuple args) except -1
-    cpdef object update_channel(self, Channel channel)
-    cpdef object remove_channel(self, Channel channel)
+    cpdef object update_channel(self, BaseChannel channel)
+    cpdef object remove_channel(self, BaseChannel channel)
     cpdef object flush_later(self, Flushable flushable)
     cpdef object renew_read_area(self)
     cdef object _wake_up(self)
+    @cython.locals(delay_us=cython.longlong, interval_us=cython.longlong, timer=Timer)
     cdef Timer _add_timer(self, object callback, tuple args, double delay, double interval)

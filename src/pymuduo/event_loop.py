@@ -4,7 +4,7 @@ An iteration: poll → handle each channel's events → run expired timers → r
 connections were sent outside their own handlers → poll.
 
 Everything here belongs to the thread that made the loop, except the doors: ``run_in_loop``, ``queue_in_loop``,
-``run_at``, ``run_after``, ``run_every``, ``cancel`` and ``quit``. A door appends to the pending functors (a deque,
+``run_at``, ``run_after``, ``run_every``, ``cancel`` and ``quit``. A door appends to the pending functors (a list,
 whose append is atomic on every build) and wakes the loop only if it may be asleep: the loop says so in ``_asleep``
 *before* it looks at the functors for the last time, and a caller looks at ``_asleep`` *after* it has appended, so one
 of the two always sees the other. A burst of a million calls costs a handful of wake-ups.
@@ -12,16 +12,14 @@ of the two always sees the other. A burst of a million calls costs a handful of 
 
 from __future__ import annotations
 
-import collections
 import logging
-import math
 import os
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from pymuduo import _sys, timestamp
-from pymuduo.channel import Channel
+from pymuduo import _sys, timer_queue, timestamp
+from pymuduo.channel import BaseChannel, Channel
 from pymuduo.poller import default_poller
 from pymuduo.signal_wakeup import SignalWakeup
 from pymuduo.timer_queue import Timer, TimerQueue
@@ -93,6 +91,7 @@ class EventLoop:
         "_quit",
         "_running",
         "_signals",
+        "_taken",
         "_thread_name",
         "_timers",
         "_to_flush",
@@ -127,8 +126,10 @@ class EventLoop:
         self.iteration = 0
         self.read_area = bytearray(_READ_AREA_BYTES)
         self.spare_output: Any = None  # an empty OutputQueue that the next connection to send may use
-        self._pending: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = collections.deque()
-        self._active: list[Channel] = []
+        # Functors in order; other threads only append. The first _taken of them are being run, or have been.
+        self._pending: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self._taken = 0
+        self._active: list[BaseChannel] = []
         self._to_flush: list[Flushable] = []
         self._close_hooks: list[Callable[[], object]] = []
         # Between waking the loop up and closing the eventfd. Re-entrant, because a signal handler may use a door
@@ -388,7 +389,7 @@ class EventLoop:
     @property
     def pending_count(self) -> int:
         """Functors that wait to be run; from any thread. muduo: ``queueSize``."""
-        return len(self._pending)
+        return max(0, len(self._pending) - self._taken)
 
     @property
     def timer_count(self) -> int:
@@ -415,16 +416,11 @@ class EventLoop:
 
     def _take_back(self, functor: tuple[Callable[..., object], tuple[Any, ...]]) -> bool:
         """Take a functor out that was queued while the loop was being closed; False if the loop has run it."""
-        while True:
-            try:
-                self._pending.remove(functor)
-            except ValueError:
-                return False
-            except IndexError:
-                continue  # another thread queued or took one meanwhile
-            except Exception:
-                return False  # an argument that can't be compared
-            return True
+        try:
+            self._pending.remove(functor)
+        except Exception:
+            return False  # it is gone, or an argument before it can't be compared
+        return True
 
     def is_of_this_process(self) -> bool:
         """Whether this process made the loop; a forked child has only a copy that can't be used."""
@@ -440,21 +436,21 @@ class EventLoop:
         """Leave the read area to the memoryview that shows it, and take a new one."""
         self.read_area = bytearray(_READ_AREA_BYTES)
 
-    def update_channel(self, channel: Channel) -> None:
+    def update_channel(self, channel: BaseChannel) -> None:
         """Let the poller know of a channel's interest. Once the loop is closed there is none to be had."""
         if self._closed and channel.events == 0:
             return
         self.assert_in_loop_thread()
         self._poller.update_channel(channel)
 
-    def remove_channel(self, channel: Channel) -> None:
+    def remove_channel(self, channel: BaseChannel) -> None:
         """Let the poller forget a channel; a loop that is closed has forgotten it."""
         if self._closed:
             return
         self.assert_in_loop_thread()
         self._poller.remove_channel(channel)
 
-    def has_channel(self, channel: Channel) -> bool:
+    def has_channel(self, channel: BaseChannel) -> bool:
         """Whether the poller knows the channel."""
         self.assert_in_loop_thread()
         return self._poller.has_channel(channel)
@@ -501,6 +497,7 @@ class EventLoop:
         timeout_ms = -1
         # Sleep is announced before the last look: whoever adds work after that look sees the flag and wakes us.
         self._asleep = 1
+        _sys.full_fence()
         if self._pending or self._quit or self._to_flush or self._timers.has_expired:
             self._asleep = 0
             timeout_ms = 0
@@ -515,9 +512,14 @@ class EventLoop:
         """Run the functors that are there now; what they queue waits for the next iteration."""
         pending = self._pending
         count = len(pending)
-        for _ in range(count):
-            callback, args = pending.popleft()
-            self._call(callback, args)
+        try:
+            while self._taken < count:
+                functor = pending[self._taken]
+                self._taken += 1
+                self._call(functor[0], functor[1])
+        finally:
+            del pending[: self._taken]
+            self._taken = 0
 
     def _end_everything(self, errors: list[BaseException]) -> None:
         """Run close hooks and functors and abandon channels until none is left; keep what is no Exception.
@@ -528,7 +530,7 @@ class EventLoop:
             todo: list[tuple[Callable[..., object], tuple[Any, ...]]] = [(hook, ()) for hook in self._close_hooks]
             self._close_hooks.clear()
             todo += [(channel.abandon, ()) for channel in self._poller.channels() if not self._is_own(channel)]
-            todo += [self._pending.popleft() for _ in range(len(self._pending))]
+            todo += self._take_pending()
             if not todo and not self._to_flush:
                 return
             for callback, args in todo:
@@ -539,7 +541,17 @@ class EventLoop:
             self._flush()
         _log.warning("%r: %d functors left unrun: they queue more whenever they run", self, len(self._pending))
 
-    def _is_own(self, channel: Channel) -> bool:
+    def _take_pending(self) -> list[tuple[Callable[..., object], tuple[Any, ...]]]:
+        """Take every functor out, one by one: another thread may take its own back at the same time."""
+        taken = []
+        try:
+            for _ in range(len(self._pending)):
+                taken.append(self._pending.pop(0))
+        except IndexError:
+            pass
+        return taken
+
+    def _is_own(self, channel: BaseChannel) -> bool:
         return channel is self._wakeup_channel or channel.fd == self._timers.fd
 
     def _call(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
@@ -584,13 +596,17 @@ class EventLoop:
             raise RuntimeError(f"{self!r} is closed")
         if not callable(callback):
             raise TypeError(f"a timer needs a callable, got {callback!r}")
-        if math.isnan(delay):
+        if delay != delay:  # NaN
             raise ValueError(f"delay must be a number of seconds, got {delay}")
-        delay = min(max(delay, 0.0), _FOREVER_S)
-        # Rounded up: a timer may be late, never early.
-        when_us = _sys.monotonic_us() + math.ceil(delay * 1_000_000)
-        timer = Timer(self, callback, args, when_us, round(min(interval, _FOREVER_S) * 1_000_000))
-        if self.is_in_loop_thread():
+        delay = min(max(delay, 0.0), _FOREVER_S) * 1_000_000
+        delay_us = int(delay)
+        if delay_us < delay:
+            delay_us += 1  # a timer may be late, never early
+        interval_us = int(min(interval, _FOREVER_S) * 1_000_000 + 0.5)
+        timer = timer_queue.new_timer(
+            self, self._timers, callback, args, _sys.monotonic_us() + delay_us, interval_us
+        )
+        if self.thread_id == _sys.thread_id():
             self._timers.add(timer)
         else:
             self.queue_in_loop(self._insert_timer, timer)

@@ -2,7 +2,7 @@ cimport cython
 
 from pymuduo cimport _sys
 from pymuduo.buffer cimport Buffer
-from pymuduo.channel cimport Channel
+from pymuduo.channel cimport BaseChannel
 from pymuduo.event_loop cimport EventLoop, Flushable
 from pymuduo.inet_address cimport InetAddress
 from pymuduo.output_queue cimport OutputQueue
@@ -32,7 +32,7 @@ cdef Py_ssize_t _WRITE_AT_ONCE
 cdef class TcpConnection(Flushable)
 
 
-cdef class ConnectionChannel(Channel):
+cdef class ConnectionChannel(BaseChannel):
     cdef TcpConnection _connection
 
     cpdef object handle_event(self)
@@ -55,7 +55,7 @@ cdef class TcpConnection(Flushable):
     cdef readonly long long messages_sent
     cdef object _name
     cdef readonly long long number
-    cdef object _removal
+    cdef object _owner
     cdef object _close_timer
     cdef Socket _socket
     cdef ConnectionChannel _channel

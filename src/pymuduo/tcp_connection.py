@@ -29,11 +29,11 @@ import errno
 import logging
 import os
 import socket as _socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pymuduo import _sys
 from pymuduo.buffer import Buffer
-from pymuduo.channel import ERROR_EVENT, PEER_SHUTDOWN_EVENT, READ_EVENT, WRITE_EVENT, Channel
+from pymuduo.channel import ERROR_EVENT, PEER_SHUTDOWN_EVENT, READ_EVENT, WRITE_EVENT, BaseChannel
 from pymuduo.event_loop import Flushable
 from pymuduo.output_queue import OutputQueue
 from pymuduo.socket import Socket, TcpInfo
@@ -75,7 +75,14 @@ _PEER_LEFT = (errno.ECONNRESET, errno.EPIPE)
 _EAGAIN, _EINTR, _ENOMEM, _ENOBUFS = errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS
 
 
-class ConnectionChannel(Channel):
+class ConnectionOwner(Protocol):
+    """Who made a connection, and forgets it when it has ended: a server, or a client."""
+
+    def remove_connection(self, connection: TcpConnection) -> None:
+        """Forget the connection and see to its ``connect_destroyed``; called once, in the connection's loop."""
+
+
+class ConnectionChannel(BaseChannel):
     """A channel that calls its connection directly.
 
     It holds the connection for as long as the loop may call it, so no event can meet an owner that is gone; this
@@ -92,7 +99,7 @@ class ConnectionChannel(Channel):
         if self.revents == _READ and self.events & _READ:
             self._connection._handle_read()  # the usual case needs none of what follows
         else:
-            Channel.handle_event(self)
+            BaseChannel.handle_event(self)
 
     def _handle_read(self) -> None:
         if self.events & _READ:
@@ -163,9 +170,9 @@ class TcpConnection(Flushable):
         "_name",
         "_only_chunk",
         "_output",
+        "_owner",
         "_peer_closed",
         "_reading",
-        "_removal",
         "_socket",
         "_state",
         "_unsent",
@@ -219,7 +226,7 @@ class TcpConnection(Flushable):
         self.bytes_sent = 0
         self.messages_received = 0
         self.messages_sent = 0
-        self._removal: CloseCallback | None = None
+        self._owner: ConnectionOwner | None = None
         self._close_timer: Timer | None = None
         self._socket = Socket(fd)
         self._channel = ConnectionChannel(loop, fd, self)
@@ -383,9 +390,9 @@ class TcpConnection(Flushable):
 
     # --- for the owner: a server or a client ---
 
-    def set_removal(self, removal: CloseCallback | None) -> None:
+    def set_owner(self, owner: ConnectionOwner | None) -> None:
         """Let the owner know of the end, after all of the user's callbacks; the owner then destroys it."""
-        self._removal = removal
+        self._owner = owner
 
     def connect_established(self) -> None:
         """Begin to serve; the loop's thread, once."""
@@ -428,7 +435,7 @@ class TcpConnection(Flushable):
         self._state = _DISCONNECTED
         self._closing = 1
         self._destroyed = True
-        self._removal = None
+        self._owner = None
         self._channel.release()
         self._socket.close()
 
@@ -630,9 +637,9 @@ class TcpConnection(Flushable):
                 if was_up:
                     self._call_user(self.close_callback)
             finally:
-                removal, self._removal = self._removal, None
-                if removal is not None:
-                    removal(self)
+                owner, self._owner = self._owner, None
+                if owner is not None:
+                    owner.remove_connection(self)
 
     # --- output ---
 

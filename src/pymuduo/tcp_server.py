@@ -280,7 +280,7 @@ class TcpServer:
         connection.high_water_mark_callback = self.high_water_mark_callback
         connection.high_water_mark = self.high_water_mark
         connection.close_callback = self.close_callback
-        connection.set_removal(self._remove_connection)
+        connection.set_owner(self)
         self._connections[self._next_number] = connection
         self._next_number += 1
         if io_loop is self.loop:
@@ -294,8 +294,8 @@ class TcpServer:
         connection.discard()
         self._forget_connection(connection)
 
-    def _remove_connection(self, connection: TcpConnection) -> None:
-        """Hop to the base loop; called in the connection's own loop when it has ended."""
+    def remove_connection(self, connection: TcpConnection) -> None:
+        """Forget a connection that has ended; the connection calls this in its own loop."""
         if self.loop.is_in_loop_thread():
             self._remove_in_loop(connection)
         elif not self.loop.post(self._remove_in_loop, (connection,)):

@@ -4,10 +4,14 @@ from pymuduo cimport _sys
 from pymuduo.channel cimport Channel
 
 
+cdef class TimerQueue
+
+
 @cython.final
 cdef class Timer:
     cdef object __weakref__
     cdef readonly object loop
+    cdef TimerQueue _queue
     cdef object _callback
     cdef tuple _args
     cdef long long _when_us
@@ -22,6 +26,7 @@ cdef class Timer:
 @cython.final
 cdef class TimerQueue:
     cdef object _loop
+    cdef readonly long thread_id
     cdef list _heap
     cdef long long _next_sequence
     cdef long long _armed_us
@@ -46,3 +51,8 @@ cdef class TimerQueue:
     cdef object _sift_up(self, Py_ssize_t at)
     @cython.locals(timer=Timer, child=Timer, other=Timer, down=Py_ssize_t, count=Py_ssize_t)
     cdef object _sift_down(self, Py_ssize_t at)
+
+
+@cython.locals(timer=Timer)
+cpdef Timer new_timer(
+    object loop, TimerQueue queue, object callback, tuple args, long long when_us, long long interval_us)

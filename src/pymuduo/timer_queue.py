@@ -38,31 +38,28 @@ class Timer:
         "_cancelled",
         "_interval_us",
         "_position",
+        "_queue",
         "_sequence",
         "_when_us",
         "loop",
     )
 
-    def __init__(
-        self,
-        loop: EventLoop,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        when_us: int,
-        interval_us: int,
-    ) -> None:
-        self.loop = loop
-        self._callback = callback
-        self._args = args
-        self._when_us = when_us
-        self._interval_us = interval_us
-        self._sequence = 0
-        self._position = _NOWHERE
-        self._cancelled = False
+    loop: EventLoop
+    _queue: TimerQueue
+    _callback: Callable[..., object]
+    _args: tuple[Any, ...]
+    _when_us: int
+    _interval_us: int
+    _sequence: int
+    _position: int
+    _cancelled: bool
 
     def cancel(self) -> None:
         """Never call again; from any thread, also inside the timer's own callback. Twice is harmless."""
-        self.loop.cancel(self)
+        if self._queue.thread_id == _sys.thread_id():
+            self._queue.cancel(self)
+        else:
+            self.loop.cancel(self)
 
     @property
     def interval(self) -> float:
@@ -85,7 +82,7 @@ class TimerQueue:
     """The heap of a loop's timers and the timerfd that wakes the loop for them.
 
     Attributes:
-        needs_arming: the timerfd has to be set before the loop polls. has_expired: it has gone off.
+        thread_id: of the loop's thread. needs_arming: the timerfd has to be set before the loop polls. has_expired: it has gone off.
     """
 
     __slots__ = (
@@ -97,10 +94,12 @@ class TimerQueue:
         "fd",
         "has_expired",
         "needs_arming",
+        "thread_id",
     )
 
     def __init__(self, loop: EventLoop) -> None:
         self._loop = loop
+        self.thread_id = _sys.thread_id()
         self._heap: list[Timer] = []
         self._next_sequence = 0
         self._armed_us = 0
@@ -243,3 +242,25 @@ class TimerQueue:
             at = down
         self._heap[at] = timer
         timer._position = at
+
+
+def new_timer(
+    loop: EventLoop,
+    queue: TimerQueue,
+    callback: Callable[..., object],
+    args: tuple[Any, ...],
+    when_us: int,
+    interval_us: int,
+) -> Timer:
+    """Return a timer for *queue*, the queue of *loop*; without the cost of parsing arguments."""
+    timer = Timer.__new__(Timer)
+    timer.loop = loop
+    timer._queue = queue
+    timer._callback = callback
+    timer._args = args
+    timer._when_us = when_us
+    timer._interval_us = interval_us
+    timer._sequence = 0
+    timer._position = _NOWHERE
+    timer._cancelled = False
+    return timer

@@ -1,4 +1,4 @@
-from pymuduo.channel cimport Channel
+from pymuduo.channel cimport BaseChannel
 
 
 cdef class Poller:
@@ -6,9 +6,9 @@ cdef class Poller:
     cdef readonly int channel_count
 
     cpdef object poll(self, int timeout_ms, list active)
-    cpdef object update_channel(self, Channel channel)
-    cpdef object remove_channel(self, Channel channel)
+    cpdef object update_channel(self, BaseChannel channel)
+    cpdef object remove_channel(self, BaseChannel channel)
     cpdef object close(self)
-    cpdef bint has_channel(self, Channel channel) except -1
-    cpdef object _remember(self, Channel channel)
-    cpdef object _forget(self, Channel channel)
+    cpdef bint has_channel(self, BaseChannel channel) except -1
+    cpdef object _remember(self, BaseChannel channel)
+    cpdef object _forget(self, BaseChannel channel)

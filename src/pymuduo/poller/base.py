@@ -10,7 +10,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from pymuduo.channel import Channel
+from pymuduo.channel import BaseChannel
 
 if TYPE_CHECKING:
     import builtins
@@ -25,14 +25,14 @@ class Poller:
     __slots__ = ("_channels", "channel_count")
 
     def __init__(self) -> None:
-        self._channels: list[Channel | None] = [None] * 64
+        self._channels: list[BaseChannel | None] = [None] * 64
         self.channel_count = 0
 
-    def poll(self, timeout_ms: int, active: builtins.list[Channel]) -> None:
+    def poll(self, timeout_ms: int, active: builtins.list[BaseChannel]) -> None:
         """Wait for events, at most *timeout_ms* (-1: without limit), and append the channels that have some."""
         raise NotImplementedError
 
-    def update_channel(self, channel: Channel) -> None:
+    def update_channel(self, channel: BaseChannel) -> None:
         """Let the kernel know of a channel's interest; none takes the descriptor out.
 
         Raises:
@@ -41,7 +41,7 @@ class Poller:
         """
         raise NotImplementedError
 
-    def remove_channel(self, channel: Channel) -> None:
+    def remove_channel(self, channel: BaseChannel) -> None:
         """Forget a channel; its descriptor may be closed, and its number used again, after this."""
         raise NotImplementedError
 
@@ -50,15 +50,15 @@ class Poller:
         self._channels = []
         self.channel_count = 0
 
-    def has_channel(self, channel: Channel) -> bool:
+    def has_channel(self, channel: BaseChannel) -> bool:
         """Whether the channel is known here."""
         return channel.fd < len(self._channels) and self._channels[channel.fd] is channel
 
-    def channels(self) -> list[Channel]:
+    def channels(self) -> list[BaseChannel]:
         """Return the channels known here, in the order of their descriptors."""
         return [channel for channel in self._channels if channel is not None]
 
-    def _remember(self, channel: Channel) -> None:
+    def _remember(self, channel: BaseChannel) -> None:
         fd = channel.fd
         if fd < 0:
             raise OSError(errno.EBADF, f"{channel!r} has no descriptor: {os.strerror(errno.EBADF)}")
@@ -71,7 +71,7 @@ class Poller:
         elif known is not channel:
             raise ValueError(f"descriptor {fd} already has a channel: {known!r}")
 
-    def _forget(self, channel: Channel) -> None:
+    def _forget(self, channel: BaseChannel) -> None:
         fd = channel.fd
         if fd < len(self._channels) and self._channels[fd] is channel:
             self._channels[fd] = None

@@ -6,7 +6,7 @@ import logging
 import os
 
 from pymuduo import _sys
-from pymuduo.channel import Channel
+from pymuduo.channel import BaseChannel
 from pymuduo.poller.base import Poller
 
 _log = logging.getLogger("pymuduo.poller")
@@ -32,7 +32,7 @@ class EPollPoller(Poller):
         """How many events one poll can return."""
         return self._epoll.capacity
 
-    def poll(self, timeout_ms: int, active: list[Channel]) -> None:
+    def poll(self, timeout_ms: int, active: list[BaseChannel]) -> None:
         """Wait for events and append the channels that have some. Errors other than EINTR raise OSError."""
         count = self._epoll.wait(timeout_ms)
         if count < 0:
@@ -47,7 +47,7 @@ class EPollPoller(Poller):
         if count == self._epoll.capacity and count < _MAX_EVENTS:
             self._epoll.grow()
 
-    def update_channel(self, channel: Channel) -> None:
+    def update_channel(self, channel: BaseChannel) -> None:
         """Let the kernel know of a channel's interest; none takes the descriptor out."""
         if channel.events == 0:
             self._take_out(channel)
@@ -60,7 +60,7 @@ class EPollPoller(Poller):
             raise OSError(-result, f"epoll_ctl of {channel!r} failed: {os.strerror(-result)}")
         channel.index = _ADDED
 
-    def remove_channel(self, channel: Channel) -> None:
+    def remove_channel(self, channel: BaseChannel) -> None:
         """Forget a channel."""
         self._take_out(channel)
         self._forget(channel)
@@ -70,7 +70,7 @@ class EPollPoller(Poller):
         Poller.close(self)
         self._epoll.close()
 
-    def _take_out(self, channel: Channel) -> None:
+    def _take_out(self, channel: BaseChannel) -> None:
         if channel.index == _ADDED:
             channel.index = _NEW
             result = self._epoll.control(_DELETE, channel.fd, 0)

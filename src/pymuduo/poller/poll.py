@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 
-from pymuduo.channel import ADDED, NEW, Channel
+from pymuduo.channel import ADDED, NEW, BaseChannel
 from pymuduo.poller.base import Poller
 
 
@@ -18,7 +18,7 @@ class PollPoller(Poller):
         super().__init__()
         self._poll = select.poll()
 
-    def poll(self, timeout_ms: int, active: list[Channel]) -> None:
+    def poll(self, timeout_ms: int, active: list[BaseChannel]) -> None:
         """Wait for events and append the channels that have some."""
         for fd, revents in self._poll.poll(timeout_ms):
             channel = self._channels[fd]
@@ -26,7 +26,7 @@ class PollPoller(Poller):
                 channel.revents = revents
                 active.append(channel)
 
-    def update_channel(self, channel: Channel) -> None:
+    def update_channel(self, channel: BaseChannel) -> None:
         """Change what is watched; no interest takes the descriptor out."""
         if channel.events == 0:
             self._take_out(channel)
@@ -37,12 +37,12 @@ class PollPoller(Poller):
         self._poll.register(channel.fd, channel.events)
         channel.index = ADDED
 
-    def remove_channel(self, channel: Channel) -> None:
+    def remove_channel(self, channel: BaseChannel) -> None:
         """Forget a channel."""
         self._take_out(channel)
         self._forget(channel)
 
-    def _take_out(self, channel: Channel) -> None:
+    def _take_out(self, channel: BaseChannel) -> None:
         if channel.index == ADDED:
             channel.index = NEW
             self._poll.unregister(channel.fd)
