@@ -30,6 +30,8 @@ cdef class Epoll:
 
 cpdef long thread_id() noexcept
 cpdef object full_fence()
+cpdef tuple functor(object callback, tuple args)
+cpdef object call(tuple functor)
 cpdef long long monotonic_us() noexcept
 cpdef long long realtime_us() noexcept
 

@@ -39,6 +39,19 @@ def realtime_us() -> int:
     return time.time_ns() // 1000
 
 
+# --- calls that are made later ----------------------------------------------------------------------------------
+
+
+def functor(callback: Callable[..., object], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return one tuple that holds the function and its arguments."""
+    return (callback, *args)
+
+
+def call(functor: tuple[Any, ...]) -> object:
+    """Make the call that ``functor`` has put down."""
+    return functor[0](*functor[1:])
+
+
 # --- bytes in a bytearray: the caller has checked the bounds --------------------------------------------------
 
 

@@ -12,6 +12,9 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM
 from libc.errno cimport EFAULT, EINVAL, ENOTSOCK, errno
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -19,6 +22,10 @@ from libc.string cimport memchr, memcpy, memmove
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, itimerspec, timespec
 
 cdef extern from "Python.h":
+    ctypedef struct PyTupleObject:
+        PyObject *ob_item[1]
+    object PyObject_Vectorcall(PyObject *callable, PyObject **args, size_t count, PyObject *names)
+    PyObject *PyTuple_GET_ITEM(object, Py_ssize_t)
     ctypedef struct PyByteArrayObject:
         Py_ssize_t ob_exports
     str PyUnicode_FromString(const char *)
@@ -129,6 +136,24 @@ cpdef long long realtime_us() noexcept:
     cdef timespec t
     clock_gettime(CLOCK_REALTIME, &t)
     return <long long>t.tv_sec * 1000000 + t.tv_nsec // 1000
+
+
+# --- calls that are made later ----------------------------------------------------------------------------------
+
+cpdef tuple functor(object callback, tuple args):
+    cdef Py_ssize_t n = PyTuple_GET_SIZE(args), i
+    cdef tuple made = PyTuple_New(n + 1)
+    Py_INCREF(callback)
+    PyTuple_SET_ITEM(made, 0, callback)
+    for i in range(n):
+        Py_INCREF(args[i])
+        PyTuple_SET_ITEM(made, i + 1, args[i])
+    return made
+
+
+cpdef object call(tuple functor):
+    return PyObject_Vectorcall(
+        PyTuple_GET_ITEM(functor, 0), (<PyTupleObject *>functor).ob_item + 1, PyTuple_GET_SIZE(functor) - 1, NULL)
 
 
 # --- bytes in a bytearray: the caller has checked the bounds --------------------------------------------------

@@ -53,14 +53,16 @@ cdef class EventLoop:
     cdef object _poll(self)
     @cython.locals(pending=list, count=Py_ssize_t, functor=tuple)
     cdef object _run_pending(self)
+    @cython.locals(functor=tuple)
     cdef list _take_pending(self)
+    @cython.locals(functor=tuple)
     cdef object _end_everything(self, list errors)
     cdef bint _is_own(self, BaseChannel channel) except -1
-    cdef object _call(self, object callback, tuple args)
     @cython.locals(flushable=Flushable)
     cdef object _flush(self)
     cpdef bint is_in_loop_thread(self) noexcept
     cpdef object assert_in_loop_thread(self)
+    @cython.locals(functor=tuple)
     cpdef bint post(self, object callback, tuple args) except -1
     cpdef object update_channel(self, BaseChannel channel)
     cpdef object remove_channel(self, BaseChannel channel)

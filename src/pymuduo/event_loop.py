@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pymuduo import _sys, timer_queue, timestamp
 from pymuduo.channel import BaseChannel, Channel
@@ -37,6 +37,8 @@ _READ_AREA_BYTES = 65536 + 8  # one read's worth and a Buffer's prepend area
 _FOREVER_S = 100 * 365 * 86400.0  # delays beyond a century mean "never", and would overflow the timer's integer
 _MAX_CLOSE_ROUNDS = 1000  # a removal hops twice, a chain of callbacks a few times; this is for ever
 _thread_loop = threading.local()
+
+Functor: TypeAlias = tuple[Any, ...]  # what to call, and with which arguments
 
 
 class Flushable:
@@ -127,7 +129,7 @@ class EventLoop:
         self.read_area = bytearray(_READ_AREA_BYTES)
         self.spare_output: Any = None  # an empty OutputQueue that the next connection to send may use
         # Functors in order; other threads only append. The first _taken of them are being run, or have been.
-        self._pending: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+        self._pending: list[Functor | None] = []
         self._taken = 0
         self._active: list[BaseChannel] = []
         self._to_flush: list[Flushable] = []
@@ -406,7 +408,7 @@ class EventLoop:
         """Queue a functor; False if the loop is closed, and then it will never run. From any thread."""
         if not self._open:
             return False
-        functor = (callback, args)
+        functor = _sys.functor(callback, args)
         self._pending.append(functor)
         if self._asleep:
             self._wake_up()
@@ -414,7 +416,7 @@ class EventLoop:
             return not self._take_back(functor)
         return True
 
-    def _take_back(self, functor: tuple[Callable[..., object], tuple[Any, ...]]) -> bool:
+    def _take_back(self, functor: Functor) -> bool:
         """Take a functor out that was queued while the loop was being closed; False if the loop has run it."""
         try:
             self._pending.remove(functor)
@@ -514,9 +516,14 @@ class EventLoop:
         count = len(pending)
         try:
             while self._taken < count:
-                functor = pending[self._taken]
-                self._taken += 1
-                self._call(functor[0], functor[1])
+                try:
+                    while self._taken < count:  # one try for many functors
+                        functor = pending[self._taken]
+                        pending[self._taken] = None
+                        self._taken += 1
+                        _sys.call(functor)
+                except Exception as e:
+                    self.handle_exception(e, functor[0])
         finally:
             del pending[: self._taken]
             self._taken = 0
@@ -527,38 +534,36 @@ class EventLoop:
         A functor that queues itself for ever is given up.
         """
         for _ in range(_MAX_CLOSE_ROUNDS):
-            todo: list[tuple[Callable[..., object], tuple[Any, ...]]] = [(hook, ()) for hook in self._close_hooks]
+            todo: list[Functor] = [(hook,) for hook in self._close_hooks]
             self._close_hooks.clear()
-            todo += [(channel.abandon, ()) for channel in self._poller.channels() if not self._is_own(channel)]
+            todo += [(channel.abandon,) for channel in self._poller.channels() if not self._is_own(channel)]
             todo += self._take_pending()
             if not todo and not self._to_flush:
                 return
-            for callback, args in todo:
+            for functor in todo:
                 try:
-                    self._call(callback, args)
+                    _sys.call(functor)
+                except Exception as e:
+                    self.handle_exception(e, functor[0])
                 except BaseException as e:
                     errors.append(e)
             self._flush()
         _log.warning("%r: %d functors left unrun: they queue more whenever they run", self, len(self._pending))
 
-    def _take_pending(self) -> list[tuple[Callable[..., object], tuple[Any, ...]]]:
+    def _take_pending(self) -> list[Functor]:
         """Take every functor out, one by one: another thread may take its own back at the same time."""
-        taken = []
+        taken: list[Functor] = []
         try:
             for _ in range(len(self._pending)):
-                taken.append(self._pending.pop(0))
+                functor = self._pending.pop(0)
+                assert functor is not None
+                taken.append(functor)
         except IndexError:
             pass
         return taken
 
     def _is_own(self, channel: BaseChannel) -> bool:
         return channel is self._wakeup_channel or channel.fd == self._timers.fd
-
-    def _call(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
-        try:
-            callback(*args)
-        except Exception as e:
-            self.handle_exception(e, callback)
 
     def _flush(self) -> None:
         """Send what connections were sent; a flush that makes more is served in the same pass."""
