@@ -98,8 +98,10 @@ class Acceptor:
             self.socket.set_reuse_address(True)
             if reuse_port:
                 self.socket.set_reuse_port(True)
+            # Accepted sockets inherit these two.
+            self.socket.set_keep_alive(True)  # a silent peer that is gone is found out
             if no_delay:
-                self.socket.set_tcp_no_delay(True)  # accepted sockets inherit it
+                self.socket.set_tcp_no_delay(True)
             self.socket.bind(address)
             self.address = self.socket.local_address
         except BaseException:

@@ -41,4 +41,6 @@ cdef class Buffer(ReadableRegion):
     cpdef object _read_int(self, int width)
 
 
+@cython.locals(made=Buffer)
+cdef Buffer new_empty()
 cpdef bytes _as_bytes(object data)

@@ -448,6 +448,15 @@ class Buffer(ReadableRegion):
         return value
 
 
+def new_empty() -> Buffer:
+    """Return a buffer that owns no memory, as ``Buffer(b"")``; without the cost of parsing arguments."""
+    made = Buffer.__new__(Buffer)
+    made._borrowed = False
+    made._data = _NOTHING
+    made._begin = made._end = 0
+    return made
+
+
 def _as_bytes(data: object) -> bytes:
     """Return a copy of a bytes-like object, or the object itself if it is bytes."""
     if type(data) is bytes:

@@ -6,14 +6,25 @@ cdef unsigned int _INVALID
 cdef unsigned int _PEER_SHUTDOWN
 
 
+cdef int _NEW
+
+cdef class BaseChannel
+
+
+cdef class ChannelHost:
+    cpdef object update_channel(self, BaseChannel channel)
+    cpdef object remove_channel(self, BaseChannel channel)
+
+
 cdef class BaseChannel:
     cdef object __weakref__
-    cdef readonly object loop
+    cdef readonly ChannelHost loop
     cdef readonly int fd
     cdef public unsigned int events
     cdef public unsigned int revents
     cdef public int index
 
+    cdef object _set_up(self, ChannelHost loop, int fd)
     cpdef object handle_event(self)
     cdef object _handle_read(self)
     cdef object _handle_write(self)

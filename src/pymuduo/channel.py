@@ -45,6 +45,21 @@ _NAMES = (
 # Where the poller has put a channel (``Channel.index``).
 NEW = -1
 ADDED = 1
+_NEW = NEW
+
+
+class ChannelHost:
+    """What a channel asks of its loop; ``EventLoop`` is one. (A loop is made of channels, so it comes after them.)"""
+
+    __slots__ = ()
+
+    def update_channel(self, channel: BaseChannel) -> None:
+        """Watch the descriptor for what ``channel.events`` says."""
+        raise NotImplementedError
+
+    def remove_channel(self, channel: BaseChannel) -> None:
+        """Forget the channel."""
+        raise NotImplementedError
 
 
 class BaseChannel:
@@ -58,12 +73,18 @@ class BaseChannel:
 
     __slots__ = ("__weakref__", "events", "fd", "index", "loop", "revents")
 
-    def __init__(self, loop: EventLoop, fd: int) -> None:
+    loop: EventLoop
+    fd: int
+    events: int
+    revents: int
+    index: int
+
+    def _set_up(self, loop: EventLoop, fd: int) -> None:
         self.loop = loop
         self.fd = fd
         self.events = 0
         self.revents = 0
-        self.index = NEW
+        self.index = _NEW
 
     def handle_event(self) -> None:
         """React to what ``revents`` says; the loop does this."""
@@ -187,7 +208,7 @@ class Channel(BaseChannel):
     __slots__ = ("_owner", "close_callback", "error_callback", "read_callback", "write_callback")
 
     def __init__(self, loop: EventLoop, fd: int) -> None:
-        super().__init__(loop, fd)
+        self._set_up(loop, fd)
         self._owner: weakref.ref[Any] | None = None
         self.read_callback: Callable[[Timestamp], object] | None = None
         self.write_callback: Callable[[], object] | None = None

@@ -1,7 +1,7 @@
 cimport cython
 
 from pymuduo cimport _sys, timer_queue, timestamp
-from pymuduo.channel cimport BaseChannel, Channel
+from pymuduo.channel cimport BaseChannel, Channel, ChannelHost
 from pymuduo.poller.base cimport Poller
 from pymuduo.timer_queue cimport Timer, TimerQueue
 from pymuduo.timestamp cimport Timestamp
@@ -18,7 +18,7 @@ cdef class Flushable:
     cpdef object flush(self)
 
 
-cdef class EventLoop:
+cdef class EventLoop(ChannelHost):
     cdef object __weakref__
     cdef readonly str name
     cdef public object exception_handler

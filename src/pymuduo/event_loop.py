@@ -19,7 +19,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pymuduo import _sys, timer_queue, timestamp
-from pymuduo.channel import BaseChannel, Channel
+from pymuduo.channel import BaseChannel, Channel, ChannelHost
 from pymuduo.poller import default_poller
 from pymuduo.signal_wakeup import SignalWakeup
 from pymuduo.timer_queue import Timer, TimerQueue
@@ -54,7 +54,7 @@ class Flushable:
         raise NotImplementedError
 
 
-class EventLoop:
+class EventLoop(ChannelHost):
     """Waits for events on descriptors, for timers and for calls from other threads, and calls back.
 
     A thread has at most one loop, and the loop belongs to the thread that made it. Use it as a context manager, or

@@ -1,3 +1,5 @@
+cimport cython
+
 from pymuduo cimport _sys, inet_address
 from pymuduo.inet_address cimport InetAddress
 
@@ -11,3 +13,7 @@ cdef class Socket:
     cpdef object set_tcp_no_delay(self, bint on)
     cpdef int shutdown_write(self) noexcept
     cpdef object close(self)
+
+
+@cython.locals(made=Socket)
+cdef Socket owner_of(int fd)

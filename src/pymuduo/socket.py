@@ -188,6 +188,14 @@ class Socket:
         return f"<Socket fd={self.fd}>" if self.fd >= 0 else "<Socket closed>"
 
 
+def owner_of(fd: int) -> Socket:
+    """Return ``Socket(fd)``; without the cost of parsing arguments."""
+    made = Socket.__new__(Socket)
+    made.fd = fd
+    made.is_open = fd >= 0
+    return made
+
+
 class _Borrowed:
     """A standard socket object over a descriptor that stays ours: for calls that are not on a hot path."""
 

@@ -1,6 +1,6 @@
 cimport cython
 
-from pymuduo cimport _sys
+from pymuduo cimport _sys, buffer, socket
 from pymuduo.buffer cimport Buffer
 from pymuduo.channel cimport BaseChannel
 from pymuduo.event_loop cimport EventLoop, Flushable
@@ -24,8 +24,6 @@ cdef int _EINTR
 cdef int _ENOMEM
 cdef int _ENOBUFS
 cdef int _MAX_WRITES
-cdef int _SOL_SOCKET
-cdef int _SO_KEEPALIVE
 cdef Py_ssize_t _WRITE_AT_ONCE
 
 
@@ -74,7 +72,7 @@ cdef class TcpConnection(Flushable):
     cdef bint _write_failed
     cdef bint _destroyed
 
-    @cython.locals(buffer=Buffer)
+    @cython.locals(source=Buffer)
     cpdef bint send(self, object data) except -1
     cpdef bint _send_in_loop(self, bytes data) except -1
     cdef bint _queue_output(self, bytes data) except -1
@@ -86,8 +84,8 @@ cdef class TcpConnection(Flushable):
     cdef object _handle_unread_fin(self)
     cdef object _handle_peer_shutdown(self)
     cpdef object _handle_close(self)
-    cdef object _take_message(self, Buffer buffer)
-    cdef object _leave_handler(self, Buffer buffer)
+    cdef object _take_message(self, Buffer received)
+    cdef object _leave_handler(self, Buffer received)
     cdef object _handle_failure(self, object exception)
     @cython.locals(queue=OutputQueue)
     cdef OutputQueue _queue(self)
@@ -104,4 +102,6 @@ cdef class TcpConnection(Flushable):
     cpdef object flush(self)
 
 
+@cython.locals(channel=ConnectionChannel)
+cdef ConnectionChannel _channel_of(TcpConnection connection, int fd)
 cpdef object _check_sendable(object data)

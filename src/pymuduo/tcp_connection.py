@@ -28,10 +28,9 @@ import enum
 import errno
 import logging
 import os
-import socket as _socket
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pymuduo import _sys
+from pymuduo import _sys, buffer, socket
 from pymuduo.buffer import Buffer
 from pymuduo.channel import ERROR_EVENT, PEER_SHUTDOWN_EVENT, READ_EVENT, WRITE_EVENT, BaseChannel
 from pymuduo.event_loop import Flushable
@@ -70,7 +69,6 @@ class ConnectionState(enum.IntEnum):
 
 _DISCONNECTED, _CONNECTING, _CONNECTED, _DISCONNECTING = 0, 1, 2, 3
 _READ, _WRITE, _ERROR, _PEER_SHUTDOWN = READ_EVENT, WRITE_EVENT, ERROR_EVENT, PEER_SHUTDOWN_EVENT
-_SOL_SOCKET, _SO_KEEPALIVE = _socket.SOL_SOCKET, _socket.SO_KEEPALIVE
 _PEER_LEFT = (errno.ECONNRESET, errno.EPIPE)
 _EAGAIN, _EINTR, _ENOMEM, _ENOBUFS = errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS
 
@@ -91,9 +89,7 @@ class ConnectionChannel(BaseChannel):
 
     __slots__ = ("_connection",)
 
-    def __init__(self, loop: EventLoop, fd: int, connection: TcpConnection) -> None:
-        super().__init__(loop, fd)
-        self._connection = connection
+    _connection: TcpConnection
 
     def handle_event(self) -> None:
         if self.revents == _READ and self.events & _READ:
@@ -209,7 +205,7 @@ class TcpConnection(Flushable):
             fd: non-blocking and close-on-exec; owned by the connection from now on.
             number: if not negative, ``#number`` ends the name. (The two are joined only when somebody asks.)
         """
-        super().__init__()
+        self._flush_queued = False
         self.loop = loop
         self._name = name
         self.number = number
@@ -228,8 +224,8 @@ class TcpConnection(Flushable):
         self.messages_sent = 0
         self._owner: ConnectionOwner | None = None
         self._close_timer: Timer | None = None
-        self._socket = Socket(fd)
-        self._channel = ConnectionChannel(loop, fd, self)
+        self._socket = socket.owner_of(fd)
+        self._channel = _channel_of(self, fd)
         self._input: Buffer | None = None
         # Unsent bytes. Most often it is one chunk, which then has a place of its own; a queue holds more than one.
         self._only_chunk: bytes | None = None
@@ -245,7 +241,6 @@ class TcpConnection(Flushable):
         self._peer_closed = False
         self._write_failed = False
         self._destroyed = False
-        _sys.set_option(fd, _SOL_SOCKET, _SO_KEEPALIVE, 1)  # a silent peer that is gone is found out
 
     # --- what it is ---
 
@@ -279,7 +274,7 @@ class TcpConnection(Flushable):
         """Bytes received and not yet taken. The loop's thread only; the message callback gets the same object."""
         self.loop.assert_in_loop_thread()
         if self._input is None:
-            self._input = Buffer(b"")
+            self._input = buffer.new_empty()
         return self._input
 
     @property
@@ -330,8 +325,8 @@ class TcpConnection(Flushable):
             return False
         if type(data) is not bytes:
             if isinstance(data, Buffer):
-                buffer = data
-                data = buffer.retrieve_all_as_bytes()
+                source = data
+                data = source.retrieve_all_as_bytes()
             else:
                 data = bytes(data)
         if self.loop.thread_id == _sys.thread_id():
@@ -511,7 +506,7 @@ class TcpConnection(Flushable):
 
     def _handle_read(self) -> None:
         if self._input is None:
-            self._input = Buffer(b"")
+            self._input = buffer.new_empty()
         count = self._input.read_fd(self._channel.fd, self.loop.read_area)
         if count > 0:
             self.bytes_received += count
@@ -522,7 +517,7 @@ class TcpConnection(Flushable):
             self._log_error("read", -count)
             self._handle_close()
 
-    def _take_message(self, buffer: Buffer) -> None:
+    def _take_message(self, received: Buffer) -> None:
         """Call the message callback and send, with one system call, what it sent.
 
         An exception goes through here to the loop, which calls ``_handle_failure``: what happens rarely costs
@@ -531,16 +526,16 @@ class TcpConnection(Flushable):
         self.messages_received += 1
         self._in_handler = True
         if self.message_callback is not None:
-            self.message_callback(self, buffer, self.loop.poll_return_time)
+            self.message_callback(self, received, self.loop.poll_return_time)
         else:
-            buffer.retrieve_all()
-        self._leave_handler(buffer)
+            received.retrieve_all()
+        self._leave_handler(received)
         if self._unsent and not self._channel.events & _WRITE:
             self._write_output()
 
-    def _leave_handler(self, buffer: Buffer) -> None:
+    def _leave_handler(self, received: Buffer) -> None:
         self._in_handler = False
-        if not buffer.give_back():
+        if not received.give_back():
             self.loop.renew_read_area()
 
     def _handle_failure(self, exception: BaseException) -> None:
@@ -772,6 +767,13 @@ class TcpConnection(Flushable):
 
     def __repr__(self) -> str:
         return f"<TcpConnection {self.name} {ConnectionState(self._state).name} peer={self.peer_address}>"
+
+
+def _channel_of(connection: TcpConnection, fd: int) -> ConnectionChannel:
+    channel = ConnectionChannel.__new__(ConnectionChannel)
+    channel._set_up(connection.loop, fd)
+    channel._connection = connection
+    return channel
 
 
 def _check_sendable(data: object) -> None:
