@@ -26,6 +26,8 @@ cdef class Buffer(ReadableRegion):
     cpdef Py_ssize_t find(self, bytes what, Py_ssize_t start=*) except -2
     @cython.locals(count=Py_ssize_t, writable=Py_ssize_t)
     cpdef Py_ssize_t read_fd(self, int fd, bytearray scratch=*) except? -1
+    @cython.locals(count=Py_ssize_t)
+    cpdef Py_ssize_t write_fd(self, int fd) except? -1
     cpdef bint give_back(self) except -1
     cdef object _advance(self, Py_ssize_t count)
     @cython.locals(readable=Py_ssize_t, size=Py_ssize_t, room=Py_ssize_t)

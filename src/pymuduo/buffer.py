@@ -336,6 +336,13 @@ class Buffer(ReadableRegion):
         self._end += count - writable
         return count
 
+    def write_fd(self, fd: int) -> int:
+        """Write once to *fd*, from where the bytes lie, and drop what was taken: bytes written, or ``-errno``."""
+        count = _sys.write_part(fd, self._data, self._begin, self._end)
+        if count > 0:
+            self._advance(count)
+        return count
+
     def give_back(self) -> bool:
         """Let go of borrowed or unneeded memory; True if the scratch area may be used again.
 

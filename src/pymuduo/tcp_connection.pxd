@@ -25,6 +25,7 @@ cdef int _ENOMEM
 cdef int _ENOBUFS
 cdef int _MAX_WRITES
 cdef Py_ssize_t _WRITE_AT_ONCE
+cdef Py_ssize_t _WRITE_IN_PLACE
 
 
 cdef class TcpConnection(Flushable)
@@ -76,6 +77,8 @@ cdef class TcpConnection(Flushable):
     cpdef bint send(self, object data) except -1
     cpdef bint _send_in_loop(self, bytes data) except -1
     cdef bint _queue_output(self, bytes data) except -1
+    @cython.locals(size=Py_ssize_t, count=Py_ssize_t)
+    cdef bint _send_buffer(self, Buffer source) except -1
     @cython.locals(count=Py_ssize_t)
     cdef object _handle_read(self)
     cdef object _handle_write(self)

@@ -54,6 +54,7 @@ _log = logging.getLogger("pymuduo.tcp_connection")
 
 _HIGH_WATER_MARK = 64 * 1024 * 1024
 _WRITE_AT_ONCE = 65536  # this much waiting is worth a system call before the callback returns
+_WRITE_IN_PLACE = 4096  # a Buffer of this size is not copied to be sent together with others
 _MAX_WRITES = 16  # system calls in one flush, so that a fast reader can't shut out the others
 _MAX_LAST_READS = 128  # reads of what a broken connection had received: 8 MiB, more than the kernel keeps
 
@@ -308,7 +309,8 @@ class TcpConnection(Flushable):
 
         A ``Buffer`` is drained; other objects are left as they are, and copied if they are mutable. What the
         connection's own message callback sends leaves when that callback returns, everything else at the end of the
-        loop's iteration, with at most one system call for all of it; 64 KiB leave at once.
+        loop's iteration, with at most one system call for all of it; 64 KiB leave at once, and so does a ``Buffer``
+        of 4 KiB or more, which is not even copied unless the kernel can't take it.
 
         Returns:
             False if the connection is no longer open: a peer may leave at any moment, so that is no error.
@@ -326,6 +328,8 @@ class TcpConnection(Flushable):
         if type(data) is not bytes:
             if isinstance(data, Buffer):
                 source = data
+                if len(source) >= _WRITE_IN_PLACE and self._unsent == 0 and self.loop.thread_id == _sys.thread_id():
+                    return self._send_buffer(source)
                 data = source.retrieve_all_as_bytes()
             else:
                 data = bytes(data)
@@ -458,6 +462,22 @@ class TcpConnection(Flushable):
             self._write_output()
         elif not self._in_handler:
             self.loop.flush_later(self)
+        return True
+
+    def _send_buffer(self, source: Buffer) -> bool:
+        """Send a large buffer from where it lies: making bytes of it would cost more than a system call."""
+        size = len(source)
+        count = source.write_fd(self._channel.fd)
+        if count < 0:
+            return self._queue_output(source.retrieve_all_as_bytes())  # tried again later, errors and all
+        self.bytes_sent += count
+        self.messages_sent += 1
+        if count == size:
+            self._output_drained()
+        else:
+            self._only_chunk = source.retrieve_all_as_bytes()
+            self._unsent = size - count
+            self._output_blocked()
         return True
 
     def _shutdown_in_loop(self) -> None:
