@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from pymuduo import Channel, EPollPoller, EventLoop, Poller, PollPoller
+from pymuduo.channel import BaseChannel
 from pymuduo.poller import default_poller
 
 READ, WRITE = 0x1, 0x4
@@ -35,8 +36,8 @@ def watch(poller: Poller, loop: EventLoop, fd: int, events: int) -> Channel:
     return channel
 
 
-def active_of(poller: Poller, timeout_ms: int = 0) -> list[Channel]:
-    active: list[Channel] = []
+def active_of(poller: Poller, timeout_ms: int = 0) -> list[BaseChannel]:
+    active: list[BaseChannel] = []
     poller.poll(timeout_ms, active)
     return active
 
@@ -107,7 +108,7 @@ def test_active_channels_are_appended(
     loop: EventLoop, poller: Poller, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     channels = [watch(poller, loop, end.fileno(), WRITE) for end in pair]
-    active: list[Channel] = []
+    active: list[BaseChannel] = []
     poller.poll(0, active)
     poller.poll(0, active)
     assert sorted(map(id, active)) == sorted(map(id, channels * 2))

@@ -226,9 +226,7 @@ def write_part(fd: int, data: bytearray, begin: int, end: int) -> int:
         return -(e.errno or 0)
 
 
-def write_parts(
-    fd: int, data: bytearray, begin: int, end: int, chunks: list[bytes], first: int, offset: int
-) -> int:
+def write_parts(fd: int, data: bytearray, begin: int, end: int, chunks: list[bytes], first: int, offset: int) -> int:
     """Write ``data[begin:end]`` and ``chunks[first:]`` without the first *offset* bytes, as one system call can."""
     parts: list[Any] = chunks[first : first + _MAX_IOVECS]
     if offset:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from pymuduo.buffer import Buffer
+    from pymuduo.codec.base import ProtocolError
     from pymuduo.event_loop import EventLoop
     from pymuduo.tcp_connection import TcpConnection
     from pymuduo.timestamp import Timestamp
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 ConnectionCallback: TypeAlias = Callable[["TcpConnection"], object]
 MessageCallback: TypeAlias = Callable[["TcpConnection", "Buffer", "Timestamp"], object]
+BytesCallback: TypeAlias = Callable[["TcpConnection", bytes, "Timestamp"], object]
+BatchCallback: TypeAlias = Callable[["TcpConnection", list[bytes], "Timestamp"], object]
+ProtocolErrorCallback: TypeAlias = Callable[["TcpConnection", "ProtocolError"], object]
 WriteCompleteCallback: TypeAlias = Callable[["TcpConnection"], object]
 HighWaterMarkCallback: TypeAlias = Callable[["TcpConnection", int], object]
 CloseCallback: TypeAlias = Callable[["TcpConnection"], object]

@@ -49,7 +49,7 @@ _NEW = NEW
 
 
 class ChannelHost:
-    """What a channel asks of its loop; ``EventLoop`` is one. (A loop is made of channels, so it comes after them.)"""
+    """What a channel asks of its loop. ``EventLoop`` is one; it is made of channels, so it comes after them."""
 
     __slots__ = ()
 

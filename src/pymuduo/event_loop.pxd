@@ -53,7 +53,6 @@ cdef class EventLoop(ChannelHost):
     cdef object _poll(self)
     @cython.locals(pending=list, count=Py_ssize_t, functor=tuple)
     cdef object _run_pending(self)
-    @cython.locals(functor=tuple)
     cdef list _take_pending(self)
     @cython.locals(functor=tuple)
     cdef object _end_everything(self, list errors)

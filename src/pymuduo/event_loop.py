@@ -129,7 +129,7 @@ class EventLoop(ChannelHost):
         self.read_area = bytearray(_READ_AREA_BYTES)
         self.spare_output: Any = None  # an empty OutputQueue that the next connection to send may use
         # Functors in order; other threads only append. The first _taken of them are being run, or have been.
-        self._pending: list[Functor | None] = []
+        self._pending: list[Functor] = []
         self._taken = 0
         self._active: list[BaseChannel] = []
         self._to_flush: list[Flushable] = []
@@ -519,7 +519,7 @@ class EventLoop(ChannelHost):
                 try:
                     while self._taken < count:  # one try for many functors
                         functor = pending[self._taken]
-                        pending[self._taken] = None
+                        pending[self._taken] = ()  # let go of it early
                         self._taken += 1
                         _sys.call(functor)
                 except Exception as e:
@@ -555,9 +555,7 @@ class EventLoop(ChannelHost):
         taken: list[Functor] = []
         try:
             for _ in range(len(self._pending)):
-                functor = self._pending.pop(0)
-                assert functor is not None
-                taken.append(functor)
+                taken.append(self._pending.pop(0))
         except IndexError:
             pass
         return taken
@@ -601,16 +599,14 @@ class EventLoop(ChannelHost):
             raise RuntimeError(f"{self!r} is closed")
         if not callable(callback):
             raise TypeError(f"a timer needs a callable, got {callback!r}")
-        if delay != delay:  # NaN
+        if not (delay <= 0 or delay > 0):  # no number
             raise ValueError(f"delay must be a number of seconds, got {delay}")
         delay = min(max(delay, 0.0), _FOREVER_S) * 1_000_000
         delay_us = int(delay)
         if delay_us < delay:
             delay_us += 1  # a timer may be late, never early
         interval_us = int(min(interval, _FOREVER_S) * 1_000_000 + 0.5)
-        timer = timer_queue.new_timer(
-            self, self._timers, callback, args, _sys.monotonic_us() + delay_us, interval_us
-        )
+        timer = timer_queue.new_timer(self, self._timers, callback, args, _sys.monotonic_us() + delay_us, interval_us)
         if self.thread_id == _sys.thread_id():
             self._timers.add(timer)
         else:

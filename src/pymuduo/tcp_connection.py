@@ -35,7 +35,7 @@ from pymuduo.buffer import Buffer
 from pymuduo.channel import ERROR_EVENT, PEER_SHUTDOWN_EVENT, READ_EVENT, WRITE_EVENT, BaseChannel
 from pymuduo.event_loop import Flushable
 from pymuduo.output_queue import OutputQueue
-from pymuduo.socket import Socket, TcpInfo
+from pymuduo.socket import TcpInfo
 
 if TYPE_CHECKING:
     from pymuduo.callbacks import (
@@ -93,6 +93,7 @@ class ConnectionChannel(BaseChannel):
     _connection: TcpConnection
 
     def handle_event(self) -> None:
+        """React to what ``revents`` says; the loop does this."""
         if self.revents == _READ and self.events & _READ:
             self._connection._handle_read()  # the usual case needs none of what follows
         else:

@@ -82,7 +82,8 @@ class TimerQueue:
     """The heap of a loop's timers and the timerfd that wakes the loop for them.
 
     Attributes:
-        thread_id: of the loop's thread. needs_arming: the timerfd has to be set before the loop polls. has_expired: it has gone off.
+        thread_id: of the loop's thread.
+        needs_arming: the timerfd has to be set before the loop polls. has_expired: it has gone off.
     """
 
     __slots__ = (

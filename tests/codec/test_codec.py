@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterable
 
 import pytest
-from conftest import PATIENCE_S, receive_all, receive_exactly
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import PATIENCE_S, receive_all, receive_exactly
 from pymuduo import Buffer, TcpConnection
 from pymuduo.codec import Codec, LengthHeaderCodec, LineCodec, ProtocolError
 
@@ -59,7 +60,7 @@ def test_any_split_of_a_stream_gives_the_same_messages(kind, messages, cuts):
     assert stream == b"".join(map(codec.encode, messages))
     buffer, received = Buffer(), []
     places = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
-    for begin, end in zip(places, places[1:], strict=False):
+    for begin, end in itertools.pairwise(places):
         buffer.append(stream[begin:end])
         received += codec.decode(buffer)
     assert received == messages
@@ -105,8 +106,14 @@ def test_a_line_ends_in_its_delimiter():
 
 @pytest.mark.parametrize(
     ("width", "order", "header"),
-    [(1, "big", b"\x03"), (2, "big", b"\0\x03"), (2, "little", b"\x03\0"), (4, "big", b"\0\0\0\x03")]
-    + [(8, "big", bytes(7) + b"\x03"), (8, "little", b"\x03" + bytes(7))],
+    [
+        (1, "big", b"\x03"),
+        (2, "big", b"\0\x03"),
+        (2, "little", b"\x03\0"),
+        (4, "big", b"\0\0\0\x03"),
+        (8, "big", bytes(7) + b"\x03"),
+        (8, "little", b"\x03" + bytes(7)),
+    ],
 )
 def test_a_length_header_has_its_width_and_order(width, order, header):
     codec = LengthHeaderCodec(header_bytes=width, byte_order=order)
@@ -169,7 +176,7 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="header_bytes must be 1, 2, 4 or 8, got 3"):
         LengthHeaderCodec(header_bytes=3)
     with pytest.raises(ValueError, match="byte_order must be 'big' or 'little', got 'middle'"):
-        LengthHeaderCodec(byte_order="middle")
+        LengthHeaderCodec(byte_order="middle")  # type: ignore[arg-type]
 
 
 # --- on a connection ---
@@ -206,7 +213,7 @@ def test_a_batch_is_all_that_a_read_has_completed(serve, make):
         client.sendall(codec.encode_all(messages))
         expected = codec.encode_all(messages)
         assert receive_exactly(client, len(expected)) == expected
-    assert sum(batches, []) == messages
+    assert [message for batch in batches for message in batch] == messages
     assert all(batches)
 
 
@@ -300,7 +307,8 @@ def test_messages_nobody_wants_are_dropped(serve):
 
 
 def test_sending_on_a_closed_connection_is_false(serve):
-    connections, down = [], threading.Event()
+    connections: list[TcpConnection] = []
+    down = threading.Event()
     codec = LineCodec()
     server = serve(connection_callback=connections.append, close_callback=lambda connection: down.set())
     server.connect().close()

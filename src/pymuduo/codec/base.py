@@ -17,15 +17,11 @@ from typing import TYPE_CHECKING
 from pymuduo.buffer import Buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    from pymuduo.callbacks import BytesLike
+    from pymuduo.callbacks import BatchCallback, BytesCallback, BytesLike, ProtocolErrorCallback
     from pymuduo.tcp_connection import TcpConnection
     from pymuduo.timestamp import Timestamp
-
-    MessageCallback = Callable[[TcpConnection, bytes, Timestamp], object]
-    BatchCallback = Callable[[TcpConnection, list[bytes], Timestamp], object]
-    ErrorCallback = Callable[[TcpConnection, "ProtocolError"], object]
 
 _log = logging.getLogger("pymuduo.codec")
 
@@ -63,7 +59,7 @@ class Codec:
 
     def __init__(
         self,
-        message_callback: MessageCallback | None = None,
+        message_callback: BytesCallback | None = None,
         *,
         batch_callback: BatchCallback | None = None,
         max_bytes: int = 65536,
@@ -74,7 +70,7 @@ class Codec:
             raise ValueError(f"{type(self).__name__}: max_bytes must be positive, got {max_bytes}")
         self.message_callback = message_callback
         self.batch_callback = batch_callback
-        self.error_callback: ErrorCallback | None = None
+        self.error_callback: ProtocolErrorCallback | None = None
         self.max_bytes = max_bytes
 
     # --- what a codec defines ---
@@ -87,7 +83,7 @@ class Codec:
         """
         raise NotImplementedError
 
-    def encode(self, payload: BytesLike) -> bytes:
+    def encode(self, payload: bytes) -> bytes:
         """Return *payload* as it travels. For a broadcast do it once, and send the same bytes to everybody.
 
         Raises:
@@ -95,7 +91,7 @@ class Codec:
         """
         raise NotImplementedError
 
-    def encode_all(self, payloads: Iterable[BytesLike]) -> bytes:
+    def encode_all(self, payloads: Iterable[bytes]) -> bytes:
         """Return many payloads as they travel, in one piece. Raises ValueError as ``encode`` does."""
         return b"".join([self.encode(payload) for payload in payloads])
 
@@ -121,7 +117,7 @@ class Codec:
             elif self.batch_callback is not None:
                 self.batch_callback(connection, messages, receive_time)
 
-    def send(self, connection: TcpConnection, payload: BytesLike) -> bool:
+    def send(self, connection: TcpConnection, payload: bytes) -> bool:
         """Send one message; from any thread. False if the connection is no longer open.
 
         Raises:
@@ -129,7 +125,7 @@ class Codec:
         """
         return connection.send(self.encode(payload))
 
-    def send_all(self, connection: TcpConnection, payloads: Iterable[BytesLike]) -> bool:
+    def send_all(self, connection: TcpConnection, payloads: Iterable[bytes]) -> bool:
         """Send many messages in one piece; from any thread. False if the connection is no longer open.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pymuduo import _sys
 from pymuduo.codec.base import Codec, ProtocolError, as_bytes, list_of_bytes
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pymuduo.buffer import Buffer
-    from pymuduo.callbacks import BytesLike
+    from pymuduo.callbacks import BatchCallback, BytesCallback, BytesLike
 
 _WIDTHS = (1, 2, 4, 8)
 
@@ -37,9 +37,9 @@ class LengthHeaderCodec(Codec):
 
     def __init__(
         self,
-        message_callback: Any = None,
+        message_callback: BytesCallback | None = None,
         *,
-        batch_callback: Any = None,
+        batch_callback: BatchCallback | None = None,
         header_bytes: int = 4,
         byte_order: Literal["big", "little"] = "big",
         max_bytes: int = 1024 * 1024,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pymuduo import _sys
 from pymuduo.codec.base import Codec, ProtocolError, as_bytes, list_of_bytes
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pymuduo.buffer import Buffer
-    from pymuduo.callbacks import BytesLike
+    from pymuduo.callbacks import BatchCallback, BytesCallback, BytesLike
 
 
 class LineCodec(Codec):
@@ -30,9 +30,9 @@ class LineCodec(Codec):
 
     def __init__(
         self,
-        message_callback: Any = None,
+        message_callback: BytesCallback | None = None,
         *,
-        batch_callback: Any = None,
+        batch_callback: BatchCallback | None = None,
         delimiter: bytes = b"\n",
         max_bytes: int = 65536,
     ) -> None:
