@@ -299,7 +299,7 @@ class Buffer(ReadableRegion):
     def read_fd(self, fd: int, scratch: bytearray | None = None) -> int:
         """Read once from *fd* and append: bytes read, 0 at the end of the stream, or ``-errno``.
 
-        Up to 64 KiB more than the writable bytes arrive with one ``readv``, however small the buffer is.
+        As many bytes more as *scratch* has (64 KiB without it) arrive with one ``readv``, however small the buffer is.
 
         Args:
             scratch: memory to read into; an empty buffer borrows it and must ``give_back`` before anybody else

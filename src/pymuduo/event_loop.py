@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("pymuduo.event_loop")
 
-_READ_AREA_BYTES = 65536 + 8  # one read's worth and a Buffer's prepend area
+_READ_AREA_BYTES = 262144 + 8  # one read's worth and a Buffer's prepend area
 _FOREVER_S = 100 * 365 * 86400.0  # delays beyond a century mean "never", and would overflow the timer's integer
 _MAX_CLOSE_ROUNDS = 1000  # a removal hops twice, a chain of callbacks a few times; this is for ever
 _thread_loop = threading.local()

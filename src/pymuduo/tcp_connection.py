@@ -56,7 +56,7 @@ _HIGH_WATER_MARK = 64 * 1024 * 1024
 _WRITE_AT_ONCE = 65536  # this much waiting is worth a system call before the callback returns
 _WRITE_IN_PLACE = 4096  # a Buffer of this size is not copied to be sent together with others
 _MAX_WRITES = 16  # system calls in one flush, so that a fast reader can't shut out the others
-_MAX_LAST_READS = 128  # reads of what a broken connection had received: 8 MiB, more than the kernel keeps
+_MAX_LAST_READS = 32  # reads of what a broken connection had received: 8 MiB, more than the kernel keeps
 
 
 class ConnectionState(enum.IntEnum):
