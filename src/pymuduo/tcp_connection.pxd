@@ -73,7 +73,7 @@ cdef class TcpConnection(Flushable):
     cdef bint _write_failed
     cdef bint _destroyed
 
-    @cython.locals(source=Buffer)
+    @cython.locals(source=Buffer, size=Py_ssize_t)
     cpdef bint send(self, object data) except -1
     cpdef bint _send_in_loop(self, bytes data) except -1
     cdef bint _queue_output(self, bytes data) except -1

@@ -329,7 +329,8 @@ class TcpConnection(Flushable):
         if type(data) is not bytes:
             if isinstance(data, Buffer):
                 source = data
-                if len(source) >= _WRITE_IN_PLACE and self._unsent == 0 and self.loop.thread_id == _sys.thread_id():
+                size = source._end - source._begin  # len(), without a call
+                if size >= _WRITE_IN_PLACE and self._unsent == 0 and self.loop.thread_id == _sys.thread_id():
                     return self._send_buffer(source)
                 data = source.retrieve_all_as_bytes()
             else:

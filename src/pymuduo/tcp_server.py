@@ -404,7 +404,8 @@ class TcpServer:
 
 def log_connection(connection: TcpConnection) -> None:
     """Log that a connection came up or went down; the connection callback unless you set one."""
-    _log.debug("%s -> %s is %s", connection.peer_address, connection.name, "UP" if connection.connected else "DOWN")
+    if _log.isEnabledFor(logging.DEBUG):  # the name is joined only when somebody asks for it
+        _log.debug("%s -> %s is %s", connection.peer_address, connection.name, "UP" if connection.connected else "DOWN")
 
 
 def discard_message(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
