@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import logging
+import os
 import socket
 import threading
 from typing import Any
@@ -591,6 +592,19 @@ def test_what_another_thread_sent_before_the_end_began_is_delivered(serve, end):
     with server.connect() as client:
         client.sendall(b"x")
         assert receive_all(client) == b"accepted"
+
+
+def test_a_connection_without_an_owner_destroys_itself(loop):
+    connection, theirs = unborn(loop)
+    connection.connect_established()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    theirs.close()
+    connection.close_callback = lambda c: loop.queue_in_loop(loop.queue_in_loop, loop.quit)
+    loop.run()
+    assert connection.disconnected
+    assert len(os.listdir("/proc/self/fd")) == descriptors - 2  # both ends
+    with pytest.raises(OSError, match="closed"):
+        connection.tcp_info()
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])

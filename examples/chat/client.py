@@ -85,7 +85,6 @@ def main() -> None:
         connection = TcpConnection(loop, "chat", sock.detach(), local, peer)
         connection.connection_callback = on_connection
         connection.message_callback = LengthHeaderCodec(print_message).on_message
-        connection.set_removal(lambda ended: loop.queue_in_loop(ended.connect_destroyed))
         connection.connect_established()
         loop.run()
 

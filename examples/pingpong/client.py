@@ -44,7 +44,6 @@ class Client:
             connection = TcpConnection(loop, "pingpong", sock.detach(), local, peer, number)
             connection.connection_callback = self._on_connection
             connection.message_callback = self._on_message
-            connection.set_removal(lambda ended: ended.loop.queue_in_loop(ended.connect_destroyed))
             self._connections.append(connection)
             loop.run_in_loop(connection.connect_established)
 

@@ -392,7 +392,10 @@ class TcpConnection(Flushable):
     # --- for the owner: a server or a client ---
 
     def set_owner(self, owner: ConnectionOwner | None) -> None:
-        """Let the owner know of the end, after all of the user's callbacks; the owner then destroys it."""
+        """Let the owner know of the end, after all of the user's callbacks; the owner then destroys it.
+
+        A connection without an owner, as a program may make one by hand, destroys itself.
+        """
         self._owner = owner
 
     def connect_established(self) -> None:
@@ -657,6 +660,9 @@ class TcpConnection(Flushable):
                 owner, self._owner = self._owner, None
                 if owner is not None:
                     owner.remove_connection(self)
+                elif not self._destroyed:
+                    # Queued, because this may be inside one of the channel's own handlers.
+                    self.loop.post(self.connect_destroyed, ())
 
     # --- output ---
 
