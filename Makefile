@@ -4,6 +4,8 @@
 #   make demo                        build, serve, drive with load, print a table
 #   make test                        build and run every test, compiled and pure
 #   make test PYTHON=python3.13      the same with another interpreter
+#   make bench                       compare with uvloop and others: ten minutes; ARGS=… is for benchmarks/bench.py
+#   make bench-quick                 every benchmark once, very short: does everything work?
 #   make lint                        ruff and mypy --strict
 #   make package                     sdist and wheel into dist/, each installed and tried in a clean environment
 #   make clean                       remove everything that was built
@@ -21,7 +23,7 @@ SOURCES := pyproject.toml setup.py README.md LICENSE \
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
 PYTEST ?= -m pytest
 
-.PHONY: demo test test-compiled test-pure test-poll lint package clean
+.PHONY: demo test test-compiled test-pure test-poll bench bench-quick lint package clean
 
 demo: $(COMPILED)/installed
 	$(COMPILED)/bin/python benchmarks/demo.py
@@ -37,6 +39,12 @@ test-pure: $(PURE)/installed
 # The poll(2) poller under everything that touches a loop; the programs and packaging do not depend on it.
 test-poll: $(COMPILED)/installed
 	PYMUDUO_POLLER=poll $(COMPILED)/bin/python $(PYTEST) tests --ignore=tests/examples
+
+bench: $(COMPILED)/bench
+	$(COMPILED)/bin/python benchmarks/bench.py --record $(ARGS)
+
+bench-quick: $(COMPILED)/bench
+	$(COMPILED)/bin/python benchmarks/bench.py --quick $(ARGS)
 
 lint: $(LINT)/installed
 	$(LINT)/bin/ruff check .
@@ -59,6 +67,16 @@ $(COMPILED)/created $(PURE)/created $(LINT)/created: %/created:
 $(COMPILED)/installed: $(COMPILED)/created $(SOURCES)
 	$(COMPILED)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps .
 	$(COMPILED)/bin/python $(PIP_INSTALL) '.[test]'
+	touch $@
+
+# The extra `bench`, one by one: what has no wheel for this Python is left out, and the report says that it is absent.
+$(COMPILED)/bench: $(COMPILED)/installed
+	$(COMPILED)/bin/python -c 'import tomllib; \
+		extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print(*extras["bench"], sep="\n")' > $@.txt
+	while read -r peer; do \
+		$(COMPILED)/bin/python $(PIP_INSTALL) --only-binary=:all: "$$peer" </dev/null || echo "left out: $$peer"; \
+	done < $@.txt
 	touch $@
 
 $(PURE)/installed: $(PURE)/created $(SOURCES)

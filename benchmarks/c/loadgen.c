@@ -1,27 +1,39 @@
-/* Load generator: drives an echo server over TCP from one thread, checks every byte, and measures.
+/* Load generator: drives a server over TCP from one thread, checks every byte that comes back, and measures.
  *
  * Modes
- *   echo     messages of --size bytes, --depth of them outstanding on each connection
- *   line     newline-terminated messages; --depth of them in one write, and when all are back, the next ones
- *   connect  connect, one message, its echo, close; --connections of these cycles in flight
+ *   echo       messages of --size bytes, --depth of them outstanding on each connection
+ *   line       newline-terminated messages; --depth of them in one write, and when all are back, the next ones. With
+ *              --request and --reply each line sent is the one text, and each that comes back must be the other
+ *   frame      the same with messages of --size bytes behind their length: 4 bytes, in network order
+ *   broadcast  such messages, which the server sends to every connection, the sender's too. One connection sends
+ *              --depth of them in one write; when all connections have all of them, the next connection does. What is
+ *              counted is deliveries
+ *   connect    connect, one message, its echo, close; --connections of these cycles in flight
+ *   idle       open the connections, have one message echoed on each, print "connected N", and hold them until the
+ *              standard input ends; nothing is measured
  *
  * Latency
- *   Closed loop (--rate 0): from the send to the last byte of the reply, a figure a message (line: a batch; connect:
- *   a cycle, from connect on). Open loop: messages are due on a fixed schedule, dealt to the connections in turn, and
- *   latency counts from the moment a message was due, whether or not it could be sent then. A server that stalls is
- *   so charged for every message it held up; a closed loop would leave those out (coordinated omission).
+ *   Closed loop (--rate 0): from the send to the last byte of the reply, a figure a message (line, frame: a batch;
+ *   broadcast: a batch, until the last connection has it; connect: a cycle, from connect on). Open loop: messages are
+ *   due on a fixed schedule, dealt to the connections in turn, and latency counts from the moment a message was due,
+ *   whether or not it could be sent then. A server that stalls is so charged for every message it held up; a closed
+ *   loop would leave those out (coordinated omission).
  *
  * What is checked
  *   All connections send the same long pseudo-random stream, each from a point of its own, so that a byte lost,
- *   doubled, changed, or sent to the wrong connection shows. After the measured time nothing new is sent, and all
- *   that is on its way must come back.
+ *   doubled, changed, or sent to the wrong connection shows. (In a broadcast all expect the same stream, from its
+ *   beginning; lines of --request are all alike.) After the measured time nothing new is sent, and all that is on its
+ *   way must come back.
  *
  * Exit status: 0; 1 something failed (counted by kind in "errors"); 2 usage; 3 a reply was wrong; 4 out of time.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <dirent.h>
+#include <endian.h>
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -48,13 +60,16 @@ enum {
     DRAIN_LIMIT_S = 10,  /* for the last replies */
     SENDS_PER_POLL = 64, /* open loop: reading must not starve while the schedule is caught up with */
     SOURCES = 200,       /* local addresses the connect mode spreads over, so that ports last */
+    HEADER = 4,          /* of a frame */
+    PROBE_SIZE = HEADER + 8,
+    PROBE_PATIENCE_MS = 100,
 };
 
-enum mode { ECHO, LINE, CONNECT };
-static const char *const mode_names[] = {"echo", "line", "connect"};
+enum mode { ECHO, LINE, FRAME, BROADCAST, CONNECT, IDLE, MODES };
+static const char *const mode_names[] = {"echo", "line", "frame", "broadcast", "connect", "idle"};
 
 static struct {
-    const char *host;
+    const char *host, *request, *reply;
     long port, connections, size, depth, cpu, pid;
     double duration, warmup, rate;
     enum mode mode;
@@ -115,28 +130,66 @@ static double percentile_us(double percent) {
 
 /* --- the stream --- */
 
-static char *stream;  /* `period` bytes, and its beginning once more, so that a batch never wraps */
-static uint64_t period, messages_in_period;
-static uint64_t unit; /* bytes that are timed as one: a message, or in line mode a batch */
-static uint64_t unit_messages;
+struct stream {
+    uint64_t message; /* bytes, with newline or header */
+    uint64_t period;  /* bytes, a whole number of messages */
+    char *bytes;      /* `period` of them, and the beginning once more, so that a batch never wraps */
+};
 
-static void make_stream(void) {
+static struct stream sending, expected; /* the same, unless there is a --reply */
+static uint64_t messages_in_period;
+static uint64_t unit_messages; /* messages that are timed as one: one, or a batch */
+static uint64_t unit;          /* their bytes, in what is sent */
+
+static char random_byte(void) {
+    static uint64_t x = 88172645463325252ull; /* xorshift64 */
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    return (char)(x >> 32);
+}
+
+static void fill_message(char *bytes, const char *text) {
     uint64_t size = (uint64_t)options.size;
-    unit_messages = options.mode == LINE ? (uint64_t)options.depth : 1;
-    unit = size * unit_messages;
-    messages_in_period = (1u << 20) / size + 3;
-    period = messages_in_period * size;
-    uint64_t total = period + size * (uint64_t)options.depth;
-    stream = malloc(total);
-    if (!stream) die("memory for the stream");
-    uint64_t x = 88172645463325252ull; /* xorshift64 */
-    for (uint64_t i = 0; i < period; i++) {
-        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-        bool ends_line = options.mode == LINE && i % size == size - 1;
+    uint32_t length = htonl((uint32_t)size);
+    switch (options.mode) {
+    case LINE:
+        if (text) size = (uint64_t)(stpcpy(bytes, text) - bytes) + 1;
         /* within a line there must be no newline */
-        stream[i] = ends_line ? '\n' : options.mode == LINE ? (char)('!' + (x >> 32) % 94) : (char)(x >> 32);
+        for (uint64_t i = 0; !text && i < size - 1; i++) bytes[i] = (char)('!' + (unsigned char)random_byte() % 94);
+        bytes[size - 1] = '\n';
+        break;
+    case FRAME:
+    case BROADCAST:
+        memcpy(bytes, &length, HEADER);
+        bytes += HEADER;
+        /* fall through */
+    default:
+        for (uint64_t i = 0; i < size; i++) bytes[i] = random_byte();
     }
-    for (uint64_t i = period; i < total; i++) stream[i] = stream[i - period];
+}
+
+static struct stream new_stream(uint64_t message, const char *text) {
+    struct stream s = {.message = message, .period = message * messages_in_period};
+    uint64_t total = s.period + message * (uint64_t)options.depth;
+    s.bytes = malloc(total);
+    if (!s.bytes) die("memory for the stream");
+    for (uint64_t i = 0; i < s.period; i += message) fill_message(s.bytes + i, text);
+    for (uint64_t i = s.period; i < total; i++) s.bytes[i] = s.bytes[i - s.period];
+    return s;
+}
+
+static void make_streams(void) {
+    bool is_framed = options.mode == FRAME || options.mode == BROADCAST;
+    uint64_t message = (uint64_t)options.size + (is_framed ? HEADER : 0);
+    messages_in_period = (1u << 20) / message + 3;
+    expected = sending = new_stream(message, options.request);
+    if (options.reply) expected = new_stream(strlen(options.reply) + 1, options.reply);
+    unit_messages = is_framed || options.mode == LINE ? (uint64_t)options.depth : 1;
+    unit = message * unit_messages;
+}
+
+/* How many bytes may be back when `sent` are sent. An echo of half a message is half an echo; a reply is not. */
+static uint64_t answer_to(uint64_t sent) {
+    return options.reply ? sent / sending.message * expected.message : sent;
 }
 
 /* --- connections --- */
@@ -147,10 +200,13 @@ struct connection {
     int fd;
     enum state state;
     bool is_blocked;         /* the socket takes no more for now: EPOLLOUT will tell */
-    uint64_t base;           /* where in the stream it began */
+    bool is_watched_for_out; /* EPOLLOUT is asked for */
+    uint64_t base;           /* in which message of the streams it began */
     uint64_t target;         /* bytes that it has been told to send */
     uint64_t sent, received; /* bytes */
-    uint64_t probed;         /* bytes of the first message, which only shows that the server serves us */
+    uint64_t probed;         /* 1 if the first message only shows that the server serves us */
+    uint64_t probe;          /* broadcast: the number of the last probe that it got; 0: none */
+    char partial[PROBE_SIZE];
     uint64_t *sent_at;       /* closed loop: a ring, when each outstanding unit was sent */
     uint64_t due;            /* connect mode: when the cycle was due */
 };
@@ -170,6 +226,12 @@ static uint64_t schedule_start, scheduled; /* open loop: unit k is due at start 
 
 static uint64_t due_time(uint64_t k) {
     return schedule_start + (uint64_t)((double)k * (double)unit_messages * 1e9 / options.rate);
+}
+
+/* Units of which all is sent, or the replies to all are received; without the probe. */
+static uint64_t units_in(const struct stream *s, uint64_t bytes, uint64_t probed) {
+    uint64_t messages = bytes / s->message;
+    return messages < probed ? 0 : (messages - probed) / unit_messages;
 }
 
 static void watch(struct connection *c, int operation, uint32_t events) {
@@ -207,9 +269,9 @@ static void open_connection(struct connection *c, uint64_t due) {
         if (bind(c->fd, (struct sockaddr *)&from, sizeof from) < 0) die("bind");
     }
     c->state = CONNECTING;
-    c->is_blocked = false;
-    c->base = (uint64_t)(c - connections) * 7919 % messages_in_period * (uint64_t)options.size;
-    c->target = c->sent = c->received = c->probed = 0;
+    c->is_blocked = c->is_watched_for_out = false;
+    c->base = options.mode == BROADCAST ? 0 : (uint64_t)(c - connections) * 7919 % messages_in_period;
+    c->target = c->sent = c->received = c->probed = c->probe = 0;
     c->due = due;
     if (connect(c->fd, (struct sockaddr *)&server, server_size) < 0 && errno != EINPROGRESS) {
         fail_errno(c, errno);
@@ -220,27 +282,30 @@ static void open_connection(struct connection *c, uint64_t due) {
 
 /* Send what the connection has been told to send: one write, unless more than `depth` messages are waiting. */
 static void pump(struct connection *c) {
-    uint64_t most = (uint64_t)options.size * (uint64_t)options.depth;
+    uint64_t most = sending.message * (uint64_t)options.depth;
     while (!c->is_blocked && c->sent < c->target) {
         uint64_t n = c->target - c->sent < most ? c->target - c->sent : most;
-        ssize_t done = send(c->fd, stream + (c->base + c->sent) % period, n, MSG_NOSIGNAL);
+        uint64_t at = (c->base * sending.message + c->sent) % sending.period;
+        ssize_t done = send(c->fd, sending.bytes + at, n, MSG_NOSIGNAL);
         if (done > 0) {
             c->sent += (uint64_t)done;
         } else if (errno == EAGAIN) {
             c->is_blocked = true;
-            watch(c, EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT);
         } else if (errno != EINTR) {
             fail_errno(c, errno);
             return;
         }
     }
+    if (c->is_blocked == c->is_watched_for_out) return;
+    c->is_watched_for_out = c->is_blocked;
+    watch(c, EPOLL_CTL_MOD, c->is_blocked ? EPOLLIN | EPOLLOUT : EPOLLIN);
 }
 
 /* Closed loop: tell the connection to send `units` more, now. */
 static void send_units(struct connection *c, uint64_t units) {
     uint64_t now = now_ns();
     for (uint64_t i = 0; i < units; i++) {
-        c->sent_at[(c->target - c->probed) / unit % ring] = now;
+        c->sent_at[units_in(&sending, c->target, c->probed) % ring] = now;
         c->target += unit;
     }
     pump(c);
@@ -254,11 +319,11 @@ static void note_reply(uint64_t since, uint64_t now) {
 
 static void check_bytes(const struct connection *c, const char *input, uint64_t n) {
     for (uint64_t done = 0; done < n;) {
-        uint64_t at = (c->base + c->received + done) % period, m = period - at;
+        uint64_t at = (c->base * expected.message + c->received + done) % expected.period, m = expected.period - at;
         if (m > n - done) m = n - done;
-        if (memcmp(input + done, stream + at, m) != 0) {
-            while (input[done] == stream[at]) done++, at++;
-            wrong_reply("a byte is not the one sent", c->received + done);
+        if (memcmp(input + done, expected.bytes + at, m) != 0) {
+            while (input[done] == expected.bytes[at]) done++, at++;
+            wrong_reply("a byte is not the one expected", c->received + done);
         }
         done += m;
     }
@@ -273,6 +338,66 @@ static void end_cycle(struct connection *c, uint64_t now) {
     if (begun < options.connections) open_connection(&connections[begun++], now_ns());
 }
 
+/* --- broadcast: all connections expect the same stream, and they take turns in sending it --- */
+
+static struct {
+    uint64_t told;         /* bytes of the stream that have been sent, or are being sent */
+    uint64_t sent_at;      /* when the last batch was */
+    uint64_t batches;      /* so far */
+    long behind;           /* connections that do not have all of it yet */
+    uint64_t probe;        /* the number of the last probe */
+    long reached, at_last; /* connections that have got any probe, and the last one */
+} hub;
+
+static void broadcast_next(void) {
+    struct connection *sender = &connections[hub.batches++ % (uint64_t)options.connections];
+    sender->sent = hub.told;
+    sender->target = hub.told += unit;
+    hub.behind = options.connections;
+    hub.sent_at = now_ns();
+    pump(sender);
+}
+
+static void take_broadcast(struct connection *c, const char *input, uint64_t n) {
+    if (c->received + n > hub.told) wrong_reply("more came than was sent", hub.told);
+    check_bytes(c, input, n);
+    uint64_t first = c->received / expected.message;
+    c->received += n;
+    if (is_measuring && !is_draining) counted += c->received / expected.message - first;
+    if (c->received < hub.told || --hub.behind > 0) return;
+    uint64_t now = now_ns();
+    if (is_measuring) record(now - hub.sent_at);
+    if (!is_draining) broadcast_next();
+}
+
+static void send_probe(struct connection *c) {
+    uint64_t number = htobe64(++hub.probe);
+    uint32_t length = htonl(sizeof number);
+    char bytes[PROBE_SIZE];
+    memcpy(bytes, &length, HEADER);
+    memcpy(bytes + HEADER, &number, sizeof number);
+    hub.at_last = 0;
+    if (send(c->fd, bytes, sizeof bytes, MSG_NOSIGNAL) != sizeof bytes) fail_errno(c, errno);
+}
+
+static void take_probes(struct connection *c, const char *input, uint64_t n) {
+    for (uint64_t i = 0; i < n; i++) {
+        c->partial[c->received++ % PROBE_SIZE] = input[i];
+        if (c->received % PROBE_SIZE != 0) continue;
+        uint32_t length;
+        uint64_t number;
+        memcpy(&length, c->partial, HEADER);
+        memcpy(&number, c->partial + HEADER, sizeof number);
+        number = be64toh(number);
+        /* whoever is in is told everything from then on */
+        if (ntohl(length) != sizeof number || number == 0 || number > hub.probe || (c->probe && number != c->probe + 1))
+            wrong_reply("a probe is not the one expected", c->received - PROBE_SIZE);
+        if (c->probe == 0) hub.reached++;
+        if (number == hub.probe) hub.at_last++;
+        c->probe = number;
+    }
+}
+
 static void handle_replies(struct connection *c) {
     static char input[INPUT_SIZE];
     ssize_t n = recv(c->fd, input, sizeof input, 0);
@@ -282,19 +407,23 @@ static void handle_replies(struct connection *c) {
         else fail_errno(c, errno);
         return;
     }
-    if (c->received + (uint64_t)n > c->sent) wrong_reply("more came back than was sent", c->sent);
+    if (options.mode == BROADCAST) {
+        (c->state == PROBING ? take_probes : take_broadcast)(c, input, (uint64_t)n);
+        return;
+    }
+    if (c->received + (uint64_t)n > answer_to(c->sent)) wrong_reply("more came back than was sent", answer_to(c->sent));
     check_bytes(c, input, (uint64_t)n);
     if (c->state == PROBING) {
         c->received += (uint64_t)n;
-        if (c->received == c->probed) {
+        if (c->received == expected.message) {
             c->state = UP;
             served++;
         }
         return;
     }
-    uint64_t first = (c->received - c->probed) / unit;
+    uint64_t first = units_in(&expected, c->received, c->probed);
     c->received += (uint64_t)n;
-    uint64_t next = (c->received - c->probed) / unit;
+    uint64_t next = units_in(&expected, c->received, c->probed);
     if (first == next) return;
     uint64_t now = now_ns();
     if (options.mode == CONNECT) {
@@ -317,9 +446,10 @@ static void handle_connected(struct connection *c) {
         return;
     }
     watch(c, EPOLL_CTL_MOD, EPOLLIN);
-    c->target = (uint64_t)options.size;
-    c->probed = options.mode == CONNECT ? 0 : c->target;
+    c->probed = options.mode == CONNECT ? 0 : 1;
     c->state = options.mode == CONNECT ? UP : PROBING;
+    if (options.mode == BROADCAST) return; /* all together, when everybody is connected */
+    c->target = sending.message;
     pump(c);
 }
 
@@ -335,7 +465,6 @@ static void poll_once(int timeout_ms) {
         }
         if (events[i].events & EPOLLOUT) {
             c->is_blocked = false;
-            watch(c, EPOLL_CTL_MOD, EPOLLIN);
             pump(c);
         }
         if (c->state != DEAD && events[i].events & ~(uint32_t)EPOLLOUT) handle_replies(c);
@@ -343,6 +472,14 @@ static void poll_once(int timeout_ms) {
 }
 
 /* --- a run: ramp up, warm up, measure, drain --- */
+
+static void give_up(void) {
+    fprintf(stderr, "loadgen: %ld of %ld connections were served:", served, options.connections);
+    for (int kind = 0; kind < ERROR_KINDS; kind++)
+        if (errors[kind]) fprintf(stderr, " %s %llu", error_names[kind], (unsigned long long)errors[kind]);
+    fprintf(stderr, "\n");
+    exit(1);
+}
 
 /* A connection counts once its first message came back: connected is not yet accepted, and only replies show that
  * the backlog is being emptied. */
@@ -356,12 +493,58 @@ static void ramp_up(void) {
     }
     for (long i = 0; i < opened; i++)
         if (connections[i].state == CONNECTING || connections[i].state == PROBING) fail(&connections[i], TIMED_OUT);
-    if (served > 0) return;
-    fprintf(stderr, "loadgen: none of %ld connections was served:", options.connections);
-    for (int kind = 0; kind < ERROR_KINDS; kind++)
-        if (errors[kind]) fprintf(stderr, " %s %llu", error_names[kind], (unsigned long long)errors[kind]);
-    fprintf(stderr, "\n");
-    exit(1);
+    if (served == 0) give_up();
+}
+
+static void connect_all(uint64_t deadline) {
+    long opened = 0, connecting = 0;
+    while ((opened < options.connections || connecting > 0) && dead == 0 && now_ns() < deadline) {
+        while (opened < options.connections && connecting < RAMP_AT_ONCE) {
+            open_connection(&connections[opened++], 0);
+            connecting++;
+        }
+        poll_once(100);
+        connecting = 0;
+        for (long i = 0; i < opened; i++) connecting += connections[i].state == CONNECTING;
+    }
+    for (long i = 0; i < opened && dead == 0; i++)
+        if (connections[i].state == CONNECTING) fail(&connections[i], TIMED_OUT);
+}
+
+/* Broadcast: connected is not yet a member. The last connection sends probes until one of them has reached everybody;
+ * as each is told everything from the first probe that it gets, all are then at the same place. */
+static void ramp_up_members(void) {
+    uint64_t deadline = now_ns() + RAMP_LIMIT_S * SECOND, next_probe = 0;
+    connect_all(deadline);
+    while (dead == 0 && hub.at_last < options.connections && now_ns() < deadline) {
+        if (hub.reached < options.connections && now_ns() >= next_probe) {
+            send_probe(&connections[options.connections - 1]);
+            next_probe = now_ns() + PROBE_PATIENCE_MS * (SECOND / 1000);
+        }
+        poll_once(PROBE_PATIENCE_MS);
+    }
+    if (dead > 0) give_up();
+    for (long i = 0; i < options.connections; i++) {
+        struct connection *c = &connections[i];
+        if (c->probe != hub.probe) {
+            fail(c, TIMED_OUT);
+            continue;
+        }
+        c->state = UP;
+        c->received = 0;
+        served++;
+    }
+    if (dead > 0) give_up();
+}
+
+/* Hold the connections until nobody wants them any more. */
+static void hold(void) {
+    char ignored[64];
+    if (served < options.connections) give_up();
+    printf("connected %ld\n", served);
+    fflush(stdout);
+    alarm(0);
+    while (read(STDIN_FILENO, ignored, sizeof ignored) > 0) continue;
 }
 
 /* Open loop: hand out what is due; returns how long the next wait may be, in ms (0: spin, the gap is too short). */
@@ -389,7 +572,8 @@ static int follow_schedule(uint64_t now) {
 }
 
 static void run_until(uint64_t end) {
-    for (uint64_t now = now_ns(); now < end && dead < options.connections; now = now_ns()) {
+    long most_dead = options.mode == BROADCAST ? 0 : options.connections - 1; /* a batch must reach everybody */
+    for (uint64_t now = now_ns(); now < end && dead <= most_dead; now = now_ns()) {
         int timeout_ms = options.rate > 0 ? follow_schedule(now) : 100;
         int left_ms = (int)((end - now) / 1000000) + 1;
         poll_once(timeout_ms < left_ms ? timeout_ms : left_ms);
@@ -403,26 +587,32 @@ static void start_load(void) {
         while (begun < options.connections && begun < RAMP_AT_ONCE) open_connection(&connections[begun++], now_ns());
         return;
     }
+    if (options.mode == BROADCAST) {
+        broadcast_next();
+        return;
+    }
     for (long i = 0; i < options.connections; i++)
         if (connections[i].state == UP) send_units(&connections[i], ring);
 }
 
-static bool is_owed_replies(const struct connection *c) {
-    if (options.mode == CONNECT) return c->state == CONNECTING || c->state == UP;
-    return c->state == UP && c->received < c->target;
+/* How many bytes have yet to come. */
+static uint64_t owed_to(const struct connection *c) {
+    if (options.mode == CONNECT) return c->state == CONNECTING || c->state == UP ? unit : 0;
+    if (c->state != UP) return 0;
+    return (options.mode == BROADCAST ? hub.told : answer_to(c->target)) - c->received;
 }
 
 /* Open loop: withdraw what was handed out but not sent, and count it, and its latency as the time it has waited. */
 static void withdraw_unsent(uint64_t end) {
     for (long i = 0; i < options.connections && options.mode != CONNECT; i++) {
         struct connection *c = &connections[i];
-        uint64_t started = c->sent < c->probed ? 0 : (c->sent - c->probed + unit - 1) / unit;
-        uint64_t told = c->target < c->probed ? 0 : (c->target - c->probed) / unit;
+        uint64_t started = units_in(&sending, c->sent + unit - 1, c->probed);
+        uint64_t told = units_in(&sending, c->target, c->probed);
         for (uint64_t k = started; k < told; k++, unsent += unit_messages) {
             uint64_t due = due_time(k * (uint64_t)options.connections + (uint64_t)i);
             record(end > due ? end - due : 0);
         }
-        c->target = c->probed + started * unit;
+        c->target = c->probed * sending.message + started * unit;
     }
     /* Due but not handed out: the generator, or in connect mode the free connections, did not keep up. */
     for (; due_time(scheduled) < end; scheduled++, unsent += unit_messages) record(end - due_time(scheduled));
@@ -436,37 +626,47 @@ static void drain(uint64_t end) {
     long owed = 1;
     while (owed && now_ns() < deadline) {
         owed = 0;
-        for (long i = 0; i < options.connections; i++) owed += is_owed_replies(&connections[i]);
+        for (long i = 0; i < options.connections; i++) owed += owed_to(&connections[i]) > 0;
         if (owed) poll_once(20);
     }
     for (long i = 0; i < options.connections && owed; i++) {
-        struct connection *c = &connections[i];
-        if (!is_owed_replies(c)) continue;
-        uint64_t bytes = options.mode == CONNECT ? unit : c->target - c->received;
-        errors[UNANSWERED] += (bytes + (uint64_t)options.size - 1) / (uint64_t)options.size;
+        const struct connection *c = &connections[i];
+        uint64_t bytes = owed_to(c);
+        if (bytes > 0 && c->received % expected.message != 0)
+            wrong_reply("the rest of a message is missing", c->received);
+        errors[UNANSWERED] += (bytes + expected.message - 1) / expected.message;
     }
 }
 
 /* --- processor time of the server and of this program, in seconds --- */
 
 struct usage {
-    double user, system, own;
+    double total, user, system; /* the server's */
+    double own;
     double waited, own_waited; /* ready to run, but another program had the processor */
 };
 
 static double seconds_of(struct timeval t) { return (double)t.tv_sec + (double)t.tv_usec / 1e6; }
 
-/* Of a process's main thread; 0 where the kernel does not count it. */
-static double seconds_waited(const char *path) {
-    unsigned long long ran, waited = 0;
-    FILE *f = fopen(path, "r");
-    if (!f) return 0.0;
-    if (fscanf(f, "%llu %llu", &ran, &waited) != 2) waited = 0;
-    fclose(f);
-    return (double)waited / 1e9;
+/* Of all threads of a process together; 0 where the kernel does not count it. */
+static double seconds_waited(const char *process) {
+    char path[PATH_MAX];
+    unsigned long long ran, waited, sum = 0;
+    snprintf(path, sizeof path, "/proc/%s/task", process);
+    DIR *threads = opendir(path);
+    if (!threads) return 0.0;
+    for (const struct dirent *thread; (thread = readdir(threads));) {
+        snprintf(path, sizeof path, "/proc/%s/task/%s/schedstat", process, thread->d_name);
+        FILE *f = thread->d_name[0] == '.' ? NULL : fopen(path, "r");
+        if (!f) continue; /* or it has just ended */
+        if (fscanf(f, "%llu %llu", &ran, &waited) == 2) sum += waited;
+        fclose(f);
+    }
+    closedir(threads);
+    return (double)sum / 1e9;
 }
 
-/* The server's, from /proc/PID/stat: all its threads, in ticks of 10 ms. */
+/* The server's, all its threads: exact in sum; user and system as /proc/PID/stat splits it, in ticks of 10 ms. */
 static void read_server_usage(struct usage *u) {
     char path[64], text[1024];
     snprintf(path, sizeof path, "/proc/%ld/stat", options.pid);
@@ -484,7 +684,12 @@ static void read_server_usage(struct usage *u) {
     }
     u->user = (double)user / (double)sysconf(_SC_CLK_TCK);
     u->system = (double)system / (double)sysconf(_SC_CLK_TCK);
-    snprintf(path, sizeof path, "/proc/%ld/schedstat", options.pid);
+    clockid_t server_clock;
+    struct timespec total;
+    errno = clock_getcpuclockid((pid_t)options.pid, &server_clock);
+    if (errno || clock_gettime(server_clock, &total) < 0) die("the server's processor time");
+    u->total = (double)total.tv_sec + (double)total.tv_nsec / 1e9;
+    snprintf(path, sizeof path, "%ld", options.pid);
     u->waited = seconds_waited(path);
 }
 
@@ -493,8 +698,25 @@ static struct usage usage_now(void) {
     struct rusage own;
     getrusage(RUSAGE_SELF, &own);
     u.own = seconds_of(own.ru_utime) + seconds_of(own.ru_stime);
-    u.own_waited = seconds_waited("/proc/self/schedstat");
+    u.own_waited = seconds_waited("self");
     if (options.pid) read_server_usage(&u);
+    return u;
+}
+
+static struct usage usage_between(const struct usage *before, const struct usage *after) {
+    struct usage u = {
+        .total = after->total - before->total,
+        .own = after->own - before->own,
+        .waited = after->waited - before->waited,
+        .own_waited = after->own_waited - before->own_waited,
+    };
+    double user = after->user - before->user, ticked = user + after->system - before->system;
+    if (ticked <= 0) { /* less than a tick: the split of its whole life will do */
+        user = after->user;
+        ticked = after->user + after->system;
+    }
+    u.user = ticked > 0 ? u.total * user / ticked : 0;
+    u.system = u.total > u.user ? u.total - u.user : 0;
     return u;
 }
 
@@ -515,7 +737,7 @@ static void print_json(double seconds, struct usage used) {
     printf("\"max\": %.2f}, \"generator_busy\": %.3f, \"generator_waited\": %.3f, ", (double)latencies.max / 1e3,
            used.own / seconds, used.own_waited / seconds);
     if (options.pid)
-        printf("\"server_user_s\": %.2f, \"server_system_s\": %.2f, \"server_waited\": %.3f, ", used.user, used.system,
+        printf("\"server_user_s\": %.6f, \"server_system_s\": %.6f, \"server_waited\": %.3f, ", used.user, used.system,
                used.waited / seconds);
     printf("\"errors\": {");
     for (int kind = 0; kind < ERROR_KINDS; kind++)
@@ -547,10 +769,12 @@ static void print_help(FILE *out) {
     fputs("usage: loadgen --port PORT [options]\n"
           "\n"
           "  --host HOST       the server (127.0.0.1)\n"
-          "  --mode MODE       echo, line or connect (echo)\n"
+          "  --mode MODE       echo, line, frame, broadcast, connect or idle (echo)\n"
           "  --connections N   at once (100)\n"
-          "  --size BYTES      a message, its newline included (64)\n"
-          "  --depth D         echo: messages outstanding on a connection; line: lines in one write (1)\n"
+          "  --size BYTES      a message, its newline included, the header of a frame not (64)\n"
+          "  --depth D         echo: messages outstanding on a connection; others: messages in one write (1)\n"
+          "  --request TEXT    line: send this line, instead of --size random bytes\n"
+          "  --reply TEXT      and expect this one\n"
           "  --duration S      measured seconds (3)\n"
           "  --warmup S        seconds before that (0.5)\n"
           "  --rate R          open loop: R messages a second over all connections; 0: closed loop (0)\n"
@@ -573,10 +797,31 @@ static double number(const char *name, double low, double high) {
 }
 
 static enum mode parse_mode(void) {
-    for (int mode = ECHO; mode <= CONNECT; mode++)
+    for (int mode = 0; mode < MODES; mode++)
         if (strcmp(optarg, mode_names[mode]) == 0) return (enum mode)mode;
-    fprintf(stderr, "loadgen: --mode must be echo, line or connect, got %s\n", optarg);
+    fprintf(stderr, "loadgen: --mode must be echo, line, frame, broadcast, connect or idle, got %s\n", optarg);
     exit(2);
+}
+
+static void require(bool is_right, const char *what) {
+    if (is_right) return;
+    fprintf(stderr, "loadgen: %s\n", what);
+    exit(2);
+}
+
+static const char *parse_text(void) {
+    require(*optarg && !strchr(optarg, '\n'), "--request and --reply must be lines, without their newlines");
+    return optarg;
+}
+
+static void check_options(void) {
+    require(options.size * options.depth <= 1 << 26, "--size times --depth must be at most 64 MiB");
+    require((options.mode != CONNECT && options.mode != IDLE) || options.depth == 1,
+            "--mode connect and idle send one message a connection: --depth must be 1");
+    require((options.mode != BROADCAST && options.mode != IDLE) || options.rate == 0,
+            "--mode broadcast and idle have no schedule: --rate must be 0");
+    require(!options.request == !options.reply, "--request and --reply go together");
+    require(!options.request || options.mode == LINE, "--request and --reply are for --mode line");
 }
 
 static void parse(int argc, char **argv) {
@@ -584,6 +829,7 @@ static void parse(int argc, char **argv) {
         {"host", required_argument, NULL, 'h'},     {"port", required_argument, NULL, 'p'},
         {"mode", required_argument, NULL, 'm'},     {"connections", required_argument, NULL, 'c'},
         {"size", required_argument, NULL, 's'},     {"depth", required_argument, NULL, 'd'},
+        {"request", required_argument, NULL, 'q'},  {"reply", required_argument, NULL, 'y'},
         {"duration", required_argument, NULL, 't'}, {"warmup", required_argument, NULL, 'w'},
         {"rate", required_argument, NULL, 'r'},     {"cpu", required_argument, NULL, 'u'},
         {"pid", required_argument, NULL, 'i'},      {"json", no_argument, NULL, 'j'},
@@ -598,6 +844,8 @@ static void parse(int argc, char **argv) {
         case 'c': options.connections = (long)number("connections", 1, 1e6); break;
         case 's': options.size = (long)number("size", 1, 1 << 24); break;
         case 'd': options.depth = (long)number("depth", 1, 65536); break;
+        case 'q': options.request = parse_text(); break;
+        case 'y': options.reply = parse_text(); break;
         case 't': options.duration = number("duration", 0.05, 3600); break;
         case 'w': options.warmup = number("warmup", 0, 3600); break;
         case 'r': options.rate = number("rate", 0, 1e8); break;
@@ -612,14 +860,8 @@ static void parse(int argc, char **argv) {
         print_help(stderr);
         exit(2);
     }
-    if (options.size * options.depth > 1 << 26) {
-        fprintf(stderr, "loadgen: --size times --depth must be at most 64 MiB\n");
-        exit(2);
-    }
-    if (options.mode == CONNECT && options.depth != 1) {
-        fprintf(stderr, "loadgen: --mode connect sends one message a connection: --depth must be 1\n");
-        exit(2);
-    }
+    if (options.request) options.size = (long)strlen(options.request) + 1;
+    check_options();
 }
 
 static void resolve(void) {
@@ -674,8 +916,13 @@ int main(int argc, char **argv) {
     parse(argc, argv);
     resolve();
     prepare();
-    make_stream();
-    if (options.mode != CONNECT) ramp_up();
+    make_streams();
+    if (options.mode == BROADCAST) ramp_up_members();
+    else if (options.mode != CONNECT) ramp_up();
+    if (options.mode == IDLE) {
+        hold();
+        return 0;
+    }
     start_load();
     run_until(now_ns() + (uint64_t)(options.warmup * 1e9));
 
@@ -688,8 +935,7 @@ int main(int argc, char **argv) {
     drain(end);
 
     double seconds = (double)(end - begin) / 1e9;
-    struct usage used = {after.user - before.user, after.system - before.system, after.own - before.own,
-                         after.waited - before.waited, after.own_waited - before.own_waited};
+    struct usage used = usage_between(&before, &after);
     (options.json ? print_json : print_text)(seconds, used);
     for (int kind = 0; kind < ERROR_KINDS; kind++)
         if (errors[kind]) return 1;

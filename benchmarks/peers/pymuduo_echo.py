@@ -1,7 +1,13 @@
 """The suite's services on pymuduo, written as its users write them.
 
-echo  send the buffer back
-line  one ``send`` a line
+echo          send the buffer back
+line          ``LineCodec``, a callback and a ``send`` a line
+line-batch    ``LineCodec``, a callback and a ``send_all`` for all lines of a read
+line-by-hand  without a codec: ``find`` in the buffer, one ``send`` a line
+frame         ``LengthHeaderCodec``, as line
+frame-batch   ``LengthHeaderCodec``, as line-batch
+broadcast     ``LengthHeaderCodec``: a frame is encoded once and sent to every connection, by the loop that it lives on
+sudoku        ``LineCodec``, as line
 
 SIGTERM or SIGINT ends it in good order, and then it prints ``connections per loop: N N …``: how many each loop was
 given since the start.
@@ -9,12 +15,13 @@ given since the start.
 
 from __future__ import annotations
 
-import argparse
-import os
 import signal
 import threading
+from collections.abc import Callable
 
+from peers import command, sudoku
 from pymuduo import Buffer, EventLoop, InetAddress, TcpConnection, TcpServer, Timestamp
+from pymuduo.codec import Codec, LengthHeaderCodec, LineCodec
 
 
 class ConnectionCount:
@@ -37,18 +44,112 @@ class ConnectionCount:
         return given + [0] * (loops - len(given))
 
 
-def echo(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
-    """Send back what arrived; ``send`` drains the buffer."""
-    connection.send(buffer)
+# --- services: each is given the server and sets its callbacks ---
 
 
-def echo_lines(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
-    """Send back each complete line."""
-    while (end := buffer.find(b"\n")) >= 0:
-        connection.send(buffer.retrieve_as_bytes(end + 1))
+def echo(server: TcpServer) -> None:
+    """Send back what arrives."""
+
+    def on_message(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
+        connection.send(buffer)
+
+    server.message_callback = on_message
 
 
-SERVICES = {"echo": echo, "line": echo_lines}
+def echo_lines_by_hand(server: TcpServer) -> None:
+    """Send back each line, without a codec."""
+
+    def on_message(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
+        while (end := buffer.find(b"\n")) >= 0:
+            connection.send(buffer.retrieve_as_bytes(end + 1))
+
+    server.message_callback = on_message
+
+
+def echo_each(codec: Codec) -> Callable[[TcpServer], None]:
+    """Return a service: send back each message by itself."""
+
+    def on_message(connection: TcpConnection, message: bytes, receive_time: Timestamp) -> None:
+        codec.send(connection, message)
+
+    def serve(server: TcpServer) -> None:
+        codec.message_callback = on_message
+        server.message_callback = codec.on_message
+
+    return serve
+
+
+def echo_batches(codec: Codec) -> Callable[[TcpServer], None]:
+    """Return a service: send back all messages of a read together."""
+
+    def on_messages(connection: TcpConnection, messages: list[bytes], receive_time: Timestamp) -> None:
+        codec.send_all(connection, messages)
+
+    def serve(server: TcpServer) -> None:
+        codec.batch_callback = on_messages
+        server.message_callback = codec.on_message
+
+    return serve
+
+
+def solve_sudokus(server: TcpServer) -> None:
+    """Answer each puzzle with its solution."""
+
+    def on_puzzle(connection: TcpConnection, puzzle: bytes, receive_time: Timestamp) -> None:
+        codec.send(connection, sudoku.solve(puzzle))
+
+    codec = LineCodec(on_puzzle)
+    server.message_callback = codec.on_message
+
+
+class Members:
+    """The connections of one loop, known to its thread alone."""
+
+    def __init__(self, loop: EventLoop) -> None:
+        self.loop = loop
+        self.connections: set[TcpConnection] = set()
+
+    def send(self, data: bytes) -> None:
+        """Send it to all."""
+        for connection in self.connections:
+            connection.send(data)
+
+
+def broadcast(server: TcpServer) -> None:
+    """Send each frame to all connections; a frame hops to each loop once, not to each connection."""
+    members: dict[EventLoop, Members] = {}
+    count = server.connection_callback
+    assert count is not None
+
+    def on_loop(loop: EventLoop) -> None:
+        members[loop] = Members(loop)
+
+    def on_connection(connection: TcpConnection) -> None:
+        count(connection)
+        connections = members[connection.loop].connections
+        (connections.add if connection.connected else connections.discard)(connection)
+
+    def on_payload(connection: TcpConnection, payload: bytes, receive_time: Timestamp) -> None:
+        frame = codec.encode(payload)
+        for of_loop in members.values():
+            of_loop.loop.run_in_loop(of_loop.send, frame)
+
+    codec = LengthHeaderCodec(on_payload)
+    server.thread_init_callback = on_loop
+    server.connection_callback = on_connection
+    server.message_callback = codec.on_message
+
+
+SERVICES: dict[str, Callable[[TcpServer], None]] = {
+    "echo": echo,
+    "line": echo_each(LineCodec()),
+    "line-batch": echo_batches(LineCodec()),
+    "line-by-hand": echo_lines_by_hand,
+    "frame": echo_each(LengthHeaderCodec()),
+    "frame-batch": echo_batches(LengthHeaderCodec()),
+    "broadcast": broadcast,
+    "sudoku": solve_sudokus,
+}
 
 
 def serve(mode: str, port: int, threads: int) -> None:
@@ -60,9 +161,9 @@ def serve(mode: str, port: int, threads: int) -> None:
         server = TcpServer(loop, InetAddress.loopback(port), "echo")
         server.thread_num = threads
         server.connection_callback = count
-        server.message_callback = SERVICES[mode]
+        SERVICES[mode](server)
         server.start()
-        print(f"listening on 127.0.0.1:{server.address.port}", flush=True)
+        command.announce(server.address.port)
         loop.run()
         server.stop(0)
         server.join(5)
@@ -71,14 +172,9 @@ def serve(mode: str, port: int, threads: int) -> None:
 
 def main() -> None:
     """Parse the command line and serve."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=0, help="0 lets the kernel choose (%(default)s)")
-    parser.add_argument("--cpu", type=int, metavar="N", help="run on processor N only")
-    parser.add_argument("--mode", choices=SERVICES, default="echo", help="the service (%(default)s)")
+    parser = command.parser(__doc__, SERVICES)
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="I/O loops; 0: the main loop does it all")
-    options = parser.parse_args()
-    if options.cpu is not None:
-        os.sched_setaffinity(0, {options.cpu})
+    options = command.parse(parser)
     serve(options.mode, options.port, options.threads)
 
 

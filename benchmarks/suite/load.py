@@ -23,14 +23,15 @@ class Figures:
     """What one run measured. Latencies in µs by percentile (``p50`` … ``p99.9``, ``max``).
 
     The server's processor time is that of all its threads between the begin and the end of the measured seconds. The
-    kernel tells it in ticks of 10 ms and splits it into user and system by sampling, so in two seconds the sum is
-    good to a percent and a small part (the user time of a C server) only to its order of magnitude.
+    sum is exact; its parts are not: the kernel splits it into user and system by looking every few milliseconds, so a
+    short run, or a small part (the user time of a C server), tells only the order of magnitude.
 
     Attributes:
         unsent: open loop: messages that were due, but could not be sent in time.
         generator_busy: the part of the time that the load generator was running.
         waited: the part of the time that server or generator (the worse) was kept from its processor by other
-            programs: the noise in this figure. With a processor each it is nearly 0 on a quiet machine.
+            programs: the noise in this figure. With a processor each it is nearly 0 on a quiet machine. (The threads of
+            a server that has several wait for one another, too, and what they wait adds up.)
     """
 
     messages_per_s: float

@@ -1,22 +1,28 @@
-"""What is told of a run: the machine, a Markdown table a workload, and every figure as JSON."""
+"""What is told of a run: the machine, Markdown tables, the blocks of the documentation, and every figure as JSON."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import platform
 import statistics
 import subprocess
 import sysconfig
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from suite.build import compiler
+from suite.inprocess import Measure, ProgramOutcome
 from suite.load import Figures
 from suite.runner import Outcome
 
 BASES = ("uvloop", "raw C epoll")
+OURS = "pymuduo"
+MARKER = "<!-- figures -->"
+_VERSIONS = ("pymuduo", "uvloop", "rloop", "zuvloop", "gevent", "twisted", "tornado")
 _BUSY = 0.9  # of the time: a generator above it with a server below it was what was measured
 _WAITED = 0.05  # of the time: above it, other programs were measured too
 _NONE = "–"
@@ -32,8 +38,7 @@ def machine() -> dict[str, str]:
         "python": f"{platform.python_version()}{'' if has_gil() else ', free-threaded'}",
         "C compiler": _compiler_version(),
     }
-    for module in ("pymuduo", "uvloop"):
-        facts[module] = _version(module)
+    facts |= {module: _version(module) for module in _VERSIONS}
     return facts
 
 
@@ -59,19 +64,142 @@ def table(outcome: Outcome) -> str:
     for word, reasons in (("absent", outcome.absent), ("FAILED", outcome.failed)):
         for name, reason in reasons.items():
             rows.append([name, f"{word}: {reason.replace('|', '/').replace(chr(10), ' ')}", *[""] * (len(columns) - 2)])
-    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"### {outcome.workload.title} ({outcome.rounds} rounds)\n\n{text}\n{_remarks(outcome)}"
+    return f"### {outcome.workload.title} ({rounds_of(outcome.rounds)})\n\n{_markdown(rows)}\n{_remarks(outcome)}"
 
 
-def as_json(outcome: Outcome) -> dict[str, Any]:
+def program_table(outcome: ProgramOutcome) -> str:
+    """Return one program's medians as Markdown: a row a figure, a column a peer."""
+    peers = [peer for peer in outcome.program.peers if peer in outcome.figures]
+    base = BASES[0] if BASES[0] in peers else None
+    columns = ["figure", *peers]
+    if base is not None:
+        columns += [f"{peer} × {base}" for peer in peers if peer != base]
+    rows = [columns, ["---"] * len(columns)]
+    for measure in outcome.program.measures:
+        of_peers = {peer: _values(outcome, peer, measure) for peer in peers}
+        if not all(of_peers.values()):
+            continue  # a quick run leaves some out
+        row = [measure.title, *(_spread(values, _form(values)) for values in of_peers.values())]
+        if base is not None:
+            row += [_pairwise(values, of_peers[base]) for peer, values in of_peers.items() if peer != base]
+        rows.append(row)
+    parts = [f"### {outcome.program.title} ({rounds_of(outcome.rounds)})"] + ([_markdown(rows)] if peers else [])
+    reasons = [f"- {name}: absent: {reason}" for name, reason in outcome.absent.items()]
+    reasons += [f"- {name}: FAILED: {reason}" for name, reason in outcome.failed.items()]
+    return "\n\n".join([*parts, "\n".join(reasons)] if reasons else parts) + "\n"
+
+
+def rounds_of(number: int) -> str:
+    """Return a number of rounds in words."""
+    return "one round" if number == 1 else f"{number} rounds"
+
+
+def is_ours(peer: str) -> bool:
+    """Whether a peer is pymuduo, in one of its forms."""
+    return peer.partition(",")[0] == OURS
+
+
+def is_paced(outcome: Outcome) -> bool:
+    """Whether the load generator set the rate, so that throughput says nothing."""
+    return "--rate" in outcome.workload.options
+
+
+def advantage(outcome: ProgramOutcome, measure: Measure) -> list[float]:
+    """Return pymuduo's ratios to uvloop, round by round, turned so that more is better; none if either is missing."""
+    ours, base = (_values(outcome, peer, measure) for peer in (OURS, BASES[0]))
+    if len(ours) != len(base):
+        return []
+    return [a / b if measure.more_is_better else b / a for a, b in zip(ours, base, strict=True) if a and b]
+
+
+def ratios(outcome: Outcome, peer: str, base: str) -> list[float]:
+    """Return a peer's ratios of throughput to *base*, round by round; none if either is missing."""
+    if peer not in outcome.figures or base not in outcome.figures:
+        return []
+    return _ratios_of(outcome.figures[peer], outcome.figures[base])
+
+
+def summary(outcomes: Iterable[Outcome], programs: Iterable[ProgramOutcome]) -> str:
+    """Return what pymuduo reached, as two short tables: a row a workload, and a row a program."""
+    rows = [
+        ["work", "messages/s", "× uvloop", "× uvloop, best by hand", "× raw C", "CPU µs/msg", "uvloop's", "raw C's"]
+    ]
+    rows.append(["---"] * len(rows[0]))
+    for outcome in outcomes:
+        rows += [_summary_row(outcome, peer) for peer in outcome.figures if is_ours(peer)]
+    inside = [["inside one process", OURS, *BASES, f"better than {BASES[0]}"], ["---"] * 5]
+    for done in programs:
+        for measure in done.program.measures:
+            if measure.headline and (better := advantage(done, measure)):
+                values = [_values(done, peer, measure) for peer in (OURS, *BASES)]
+                middles = [_middle(of_peer, _form(of_peer)) for of_peer in values]
+                inside.append([measure.headline, *middles, f"{_middle(better)} ×"])
+    return "\n\n".join(_markdown(table) for table in (rows, inside) if len(table) > 2)
+
+
+def document(
+    facts: Mapping[str, str], origin: str, outcomes: Iterable[Outcome], programs: Iterable[ProgramOutcome]
+) -> str:
+    """Return everything as Markdown; *origin* says when and how it was measured."""
+    lines = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    tables = [table(outcome) for outcome in outcomes] + [program_table(outcome) for outcome in programs]
+    return "\n".join([f"{origin}\n\n{lines}\n", *tables]).rstrip("\n") + "\n"
+
+
+def put_between_markers(page: Path, text: str) -> None:
+    """Replace what stands between the two figure markers of *page*.
+
+    Raises:
+        ValueError: the page has not exactly two.
+    """
+    parts = page.read_text().split(MARKER)
+    if len(parts) != 3:
+        raise ValueError(f"{page} has {len(parts) - 1} markers {MARKER}; two are required")
+    page.write_text(f"{parts[0]}{MARKER}\n{text.strip()}\n{MARKER}{parts[2]}")
+
+
+def as_json(outcome: Outcome | ProgramOutcome) -> dict[str, Any]:
     """Return all figures of all rounds."""
-    return asdict(outcome)
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(outcome), default=sorted))  # a set becomes a list
+    return plain
+
+
+def _summary_row(outcome: Outcome, peer: str) -> list[str]:
+    figures = outcome.figures
+    _, _, form = peer.partition(", ")
+    tuned = [name for name in figures if name.startswith(f"{BASES[0]},")]
+    best = max(tuned, key=outcome.median_rate, default="")
+    row = [outcome.workload.title + (f" ({form})" if form else "")]
+    if is_paced(outcome):
+        row += [_NONE] * 4
+    else:
+        row.append(f"{outcome.median_rate(peer):,.0f}")
+        row += [_middle(ratios(outcome, peer, base)) for base in (BASES[0], best, BASES[1])]
+    for name in (peer, *BASES):
+        row.append(_middle([f.cpu_us_per_message for f in figures.get(name, ())]))
+    return row
+
+
+def _values(outcome: ProgramOutcome, peer: str, measure: Measure) -> list[float]:
+    return [figures[measure.key] for figures in outcome.figures.get(peer, ()) if measure.key in figures]
+
+
+def _form(values: list[float]) -> str:
+    return "{:,.0f}" if values and min(values) >= 100 else "{:.2f}"
+
+
+def _pairwise(values: list[float], base: list[float]) -> str:
+    return _spread([a / b for a, b in zip(values, base, strict=True) if b], "{:.2f}")
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _remarks(outcome: Outcome) -> str:
     remarks = []
     for name, rounds in outcome.figures.items():
-        if "--rate" not in outcome.workload.options and any(map(_is_limited_by_generator, rounds)):
+        if not is_paced(outcome) and any(map(_is_limited_by_generator, rounds)):
             remarks.append(f"{name}: in some round the load generator was busier than the server: a lower bound.")
         waited = sorted(f.waited for f in rounds)
         if waited[-1] > _WAITED:
@@ -92,9 +220,12 @@ def _spread(values: list[float], form: str) -> str:
     return middle if len(values) == 1 else f"{middle} ({low}–{high})"
 
 
+def _ratios_of(rounds: list[Figures], base: list[Figures]) -> list[float]:
+    return [a.messages_per_s / b.messages_per_s for a, b in zip(rounds, base, strict=True)]
+
+
 def _ratio(rounds: list[Figures], base: list[Figures]) -> str:
-    pairs = zip(rounds, base, strict=True)
-    return _spread([a.messages_per_s / b.messages_per_s for a, b in pairs], "{:.2f}")
+    return _spread(_ratios_of(rounds, base), "{:.2f}")
 
 
 def _cpu_ratio(rounds: list[Figures], base: list[Figures]) -> str:
@@ -102,7 +233,7 @@ def _cpu_ratio(rounds: list[Figures], base: list[Figures]) -> str:
     return _middle([a / b for a, b in pairs if a is not None and b])
 
 
-def _middle(values: list[float | None] | list[float], form: str = "{:.2f}") -> str:
+def _middle(values: Sequence[float | None], form: str = "{:.2f}") -> str:
     known = [value for value in values if value is not None]
     return form.format(statistics.median(known)) if known else _NONE
 
@@ -111,7 +242,7 @@ def _version(module: str) -> str:
     if importlib.util.find_spec(module) is None:
         return "absent"
     imported = importlib.import_module(module)
-    if module == "pymuduo":
+    if module == OURS:
         return f"{imported.__version__}, {'compiled' if imported.COMPILED else 'pure Python'}"
     return importlib.metadata.version(module)
 

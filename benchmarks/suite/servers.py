@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import selectors
 import subprocess
 import sys
@@ -27,25 +28,32 @@ class Peer:
         program: a file below ``peers/`` (Python), or below ``c/`` (its name without the suffix).
         services: what it can serve → the options that make it do so. Every program takes ``--port`` and ``--cpu``
             and prints ``listening on 127.0.0.1:PORT`` when it is ready.
-        module: the Python module it needs; not there, the peer is absent.
+        module: the Python module it needs; not there, the peer is absent. python: the oldest Python that it runs on.
+        is_main: takes part in every workload of its services, not only in those that are for all.
+        is_pinned: may be kept on one processor; one that has several loops must not.
     """
 
     name: str
     program: str
     services: Mapping[str, Sequence[str]] = field(default_factory=dict)
     module: str | None = None
+    python: tuple[int, int] = (3, 11)
+    is_main: bool = False
+    is_pinned: bool = True
 
     def command(self, service: str) -> list[str]:
-        """Return the command line that serves *service*.
+        """Return the command line that serves *service*; ``PYTHONPATH`` must have the directory of this suite.
 
         Raises:
             PeerAbsentError: it can't run on this machine.
         """
+        if sys.version_info < self.python:
+            raise PeerAbsentError(f"{self.module or self.name} needs Python {'.'.join(map(str, self.python))}")
         if self.module is not None and importlib.util.find_spec(self.module) is None:
             raise PeerAbsentError(f"{self.module} is not installed")
         options = self.services[service]
         if self.program.endswith(".py"):
-            return [sys.executable, str(ROOT / "peers" / self.program), *options]
+            return [sys.executable, "-m", f"peers.{self.program.removesuffix('.py')}", *options]
         try:
             return [str(c_program(self.program)), *options]
         except BuildError as e:
@@ -64,18 +72,23 @@ class Server:
     """A peer as a process, until the end of the ``with`` block.
 
     Args:
-        cpu: the processor to run on; None: any.
+        cpu: the processor to run on, if the peer can be pinned; None: any.
 
     Raises:
         PeerAbsentError, PeerFailedError: see there.
     """
 
     def __init__(self, peer: Peer, service: str, cpu: int | None = None) -> None:
-        command = [*peer.command(service), *(() if cpu is None else ("--cpu", str(cpu)))]
+        command = peer.command(service)
+        if cpu is not None and peer.is_pinned:
+            command += ["--cpu", str(cpu)]
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self._name = peer.name
         # Not a pipe: one that nobody reads could fill, and block the server. Closed when the block ends.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._errors, text=True)
+        self._process = subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
         self.pid = self._process.pid
         try:
             self.port = self._wait_until_ready()
@@ -138,22 +151,79 @@ class Server:
         self._close()
 
 
-_MODES = {"echo": ("--mode", "echo"), "line": ("--mode", "line")}
+def _modes(*services: str, options: Sequence[str] = (), **others: str) -> dict[str, Sequence[str]]:
+    """Return the options for services whose modes have the same names, and for *others*: a service and its mode."""
+    modes = {service: service for service in services} | others
+    return {service: ("--mode", mode, *options) for service, mode in modes.items()}
+
+
+def _on(loop: str) -> tuple[str, str]:
+    return ("--loop", loop)
+
 
 PEERS = (
-    Peer("raw C epoll", "echo_epoll", {"echo": (), "line": ()}),
-    Peer("pymuduo", "pymuduo_echo.py", _MODES, module="pymuduo"),
+    Peer("raw C epoll", "echo_epoll", _modes("echo", "line", "frame", "broadcast"), is_main=True),
+    Peer(
+        "pymuduo",
+        "pymuduo_echo.py",
+        _modes("echo", "line", "frame", "broadcast", "sudoku"),
+        module="pymuduo",
+        is_main=True,
+    ),
+    Peer(
+        "pymuduo, batches",
+        "pymuduo_echo.py",
+        _modes(line="line-batch", frame="frame-batch"),
+        module="pymuduo",
+        is_main=True,
+    ),
+    Peer("pymuduo, split by hand", "pymuduo_echo.py", _modes(line="line-by-hand"), module="pymuduo", is_main=True),
+    Peer(
+        "pymuduo, two loops",
+        "pymuduo_echo.py",
+        _modes("broadcast", "sudoku", options=("--threads", "2")),
+        module="pymuduo",
+        is_main=True,
+        is_pinned=False,
+    ),
     Peer(
         "uvloop",
         "asyncio_echo.py",
-        {service: (*options, "--loop", "uvloop") for service, options in _MODES.items()},
+        _modes("echo", "line", "frame", "broadcast", "sudoku", options=_on("uvloop")),
         module="uvloop",
+        is_main=True,
     ),
     Peer(
         "uvloop, joined by hand",
         "asyncio_echo.py",
-        {"line": ("--mode", "line-joined", "--loop", "uvloop")},
+        _modes(line="line-joined", frame="frame-joined", options=_on("uvloop")),
+        module="uvloop",
+        is_main=True,
+    ),
+    Peer(
+        "uvloop, buffered protocol",
+        "asyncio_echo.py",
+        _modes(echo="echo-buffered", options=_on("uvloop")),
+        module="uvloop",
+        is_main=True,
+    ),
+    Peer("asyncio", "asyncio_echo.py", _modes("echo", "line", "frame", "broadcast", "sudoku")),
+    Peer("rloop", "asyncio_echo.py", _modes("echo", "line", "frame", options=_on("rloop")), module="rloop"),
+    Peer(
+        "zuvloop",
+        "asyncio_echo.py",
+        _modes("echo", "line", "frame", options=_on("zuvloop")),
+        module="zuvloop",
+        python=(3, 14),
+    ),
+    Peer(
+        "streams on uvloop",
+        "asyncio_streams.py",
+        _modes("echo", "line", "frame", options=_on("uvloop")),
         module="uvloop",
     ),
-    Peer("asyncio", "asyncio_echo.py", _MODES),
+    Peer("streams on asyncio", "asyncio_streams.py", _modes("echo", "line", "frame")),
+    Peer("gevent", "gevent_echo.py", _modes("echo", "line", "frame"), module="gevent"),
+    Peer("Twisted", "twisted_echo.py", _modes("echo", "line", "frame"), module="twisted"),
+    Peer("Tornado", "tornado_echo.py", _modes("echo", "line", "frame"), module="tornado"),
 )
