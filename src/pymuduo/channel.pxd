@@ -1,3 +1,5 @@
+from pymuduo.timestamp cimport Timestamp
+
 cdef unsigned int _READ
 cdef unsigned int _WRITE
 cdef unsigned int _ERROR
@@ -12,6 +14,8 @@ cdef class BaseChannel
 
 
 cdef class ChannelHost:
+    cdef readonly Timestamp poll_return_time
+
     cpdef object update_channel(self, BaseChannel channel)
     cpdef object remove_channel(self, BaseChannel channel)
 

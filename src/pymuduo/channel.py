@@ -51,7 +51,9 @@ _NEW = NEW
 class ChannelHost:
     """What a channel asks of its loop. ``EventLoop`` is one; it is made of channels, so it comes after them."""
 
-    __slots__ = ()
+    __slots__ = ("poll_return_time",)
+
+    poll_return_time: Timestamp
 
     def update_channel(self, channel: BaseChannel) -> None:
         """Watch the descriptor for what ``channel.events`` says."""

@@ -26,7 +26,6 @@ cdef class EventLoop(ChannelHost):
     cdef bytearray read_area
     cdef public object spare_output
     cdef readonly long long iteration
-    cdef readonly Timestamp poll_return_time
     cdef readonly atomic_long thread_id
     cdef str _thread_name
     cdef int _pid

@@ -103,7 +103,6 @@ class EventLoop(ChannelHost):
         "exception_handler",
         "iteration",
         "name",
-        "poll_return_time",
         "read_area",
         "spare_output",
         "thread_id",
