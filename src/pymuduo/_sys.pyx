@@ -152,6 +152,8 @@ cpdef tuple functor(object callback, tuple args):
 
 
 cpdef object call(tuple functor):
+    if functor is None or PyTuple_GET_SIZE(functor) == 0:
+        raise TypeError("a functor holds at least what is to be called")
     return PyObject_Vectorcall(
         PyTuple_GET_ITEM(functor, 0), (<PyTupleObject *>functor).ob_item + 1, PyTuple_GET_SIZE(functor) - 1, NULL)
 

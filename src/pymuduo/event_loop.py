@@ -133,7 +133,7 @@ class EventLoop(ChannelHost):
         self._active: list[BaseChannel] = []
         self._to_flush: list[Flushable] = []
         self._close_hooks: list[Callable[[], object]] = []
-        # Between waking the loop up and closing the eventfd. Re-entrant, because a signal handler may use a door
+        # Between waking the loop up and closing the eventfd, and for taking functors back. Re-entrant, because a signal handler may use a door
         # while this very thread uses one.
         self._lock = threading.RLock()
         self._asleep = 0
@@ -417,11 +417,12 @@ class EventLoop(ChannelHost):
 
     def _take_back(self, functor: Functor) -> bool:
         """Take a functor out that was queued while the loop was being closed; False if the loop has run it."""
-        try:
-            self._pending.remove(functor)
-        except Exception:
-            return False  # it is gone, or an argument before it can't be compared
-        return True
+        with self._lock:
+            for at in range(len(self._pending) - 1, -1, -1):
+                if self._pending[at] is functor:
+                    del self._pending[at]
+                    return True
+        return False
 
     def is_of_this_process(self) -> bool:
         """Whether this process made the loop; a forked child has only a copy that can't be used."""
@@ -550,13 +551,10 @@ class EventLoop(ChannelHost):
         _log.warning("%r: %d functors left unrun: they queue more whenever they run", self, len(self._pending))
 
     def _take_pending(self) -> list[Functor]:
-        """Take every functor out, one by one: another thread may take its own back at the same time."""
-        taken: list[Functor] = []
-        try:
-            for _ in range(len(self._pending)):
-                taken.append(self._pending.pop(0))
-        except IndexError:
-            pass
+        """Take every functor out; another thread may take its own back at the same time."""
+        with self._lock:
+            taken = self._pending[:]
+            del self._pending[: len(taken)]
         return taken
 
     def _is_own(self, channel: BaseChannel) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterable
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import PATIENCE_S, receive_all, receive_exactly
-from pymuduo import Buffer, TcpConnection
+from pymuduo import Buffer, InetAddress, TcpConnection, TcpServer
 from pymuduo.codec import Codec, LengthHeaderCodec, LineCodec, ProtocolError
 
 CODECS: dict[str, Callable[..., Codec]] = {
@@ -295,6 +296,34 @@ def test_with_an_exception_handler_the_messages_behind_a_failure_are_delivered(s
         assert receive_exactly(client, 4) == b"1\n3\n"
         assert [what for what, _ in reported] == ["no"]
         assert isinstance(reported[0][1], TcpConnection)
+
+
+def test_messages_behind_an_interrupt_are_there_when_the_loop_runs_again(loop):
+    received = []
+
+    def on_line(connection: TcpConnection, line: bytes, receive_time: object) -> None:
+        received.append(line)
+        if line == b"2":
+            raise KeyboardInterrupt
+        if line == b"5":
+            loop.quit()
+
+    codec = LineCodec(on_line)
+    server = TcpServer(loop, InetAddress.loopback(0), "lines")
+    server.message_callback = codec.on_message
+    server.start()
+    with socket.create_connection((server.address.ip, server.address.port), timeout=PATIENCE_S) as client:
+        client.sendall(b"1\n2\n3\n4\nhal")
+        with pytest.raises(KeyboardInterrupt):
+            loop.run()
+        client.sendall(b"f\n5\n")
+        loop.run()
+    assert received == [b"1", b"2", b"3", b"4", b"half", b"5"]
+
+
+def test_a_limit_as_large_as_can_be_is_no_limit():
+    assert LineCodec(max_bytes=sys.maxsize).decode(Buffer(b"half a li")) == []
+    assert LengthHeaderCodec(max_bytes=sys.maxsize).decode(Buffer(b"\0\0\0\1")) == []
 
 
 def test_messages_nobody_wants_are_dropped(serve):

@@ -113,7 +113,7 @@ class Codec:
             if not messages:
                 return
             if self.message_callback is not None:
-                self._deliver(connection, messages, receive_time)
+                self._deliver(connection, buffer, messages, receive_time)
             elif self.batch_callback is not None:
                 self.batch_callback(connection, messages, receive_time)
 
@@ -135,7 +135,9 @@ class Codec:
 
     # --- private ---
 
-    def _deliver(self, connection: TcpConnection, messages: list[bytes], receive_time: Timestamp) -> None:
+    def _deliver(
+        self, connection: TcpConnection, buffer: Buffer, messages: list[bytes], receive_time: Timestamp
+    ) -> None:
         callback = self.message_callback
         assert callback is not None
         at, count = 0, len(messages)
@@ -148,6 +150,9 @@ class Codec:
                 if connection.loop.handle_exception(e, connection):
                     connection.force_close()
                     return
+            except BaseException:
+                buffer.prepend(self.encode_all(messages[at:]))  # for whoever runs the loop again
+                raise
 
     def _cut_off(self, connection: TcpConnection, error: ProtocolError) -> None:
         connection.force_close()

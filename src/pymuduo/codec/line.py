@@ -44,7 +44,7 @@ class LineCodec(Codec):
     def decode(self, buffer: Buffer) -> list[bytes]:
         """Take every complete line; ProtocolError if the first one is too long, complete or not."""
         lines = buffer.take_delimited(self.delimiter, self.max_bytes)
-        if not lines and len(buffer) >= self.max_bytes + len(self.delimiter):
+        if not lines and len(buffer) - len(self.delimiter) >= self.max_bytes:
             raise ProtocolError(f"a line of more than {self.max_bytes} bytes")
         return lines
 
