@@ -133,8 +133,8 @@ class EventLoop(ChannelHost):
         self._active: list[BaseChannel] = []
         self._to_flush: list[Flushable] = []
         self._close_hooks: list[Callable[[], object]] = []
-        # Between waking the loop up and closing the eventfd, and for taking functors back. Re-entrant, because a signal handler may use a door
-        # while this very thread uses one.
+        # For waking the loop up, closing the eventfd, and taking functors back. Re-entrant, because a signal handler
+        # may use a door while this very thread uses one.
         self._lock = threading.RLock()
         self._asleep = 0
         self._quit = 0
