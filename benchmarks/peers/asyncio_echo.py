@@ -4,6 +4,7 @@ echo           ``data_received`` → ``transport.write``
 echo-buffered  a ``BufferedProtocol``: what is read goes into a buffer of our own; tuned by hand
 line           split at newlines, one ``write`` a line: what one writes first
 line-joined    split at newlines, all lines of a read in one ``write``; tuned by hand
+line-whole     the same without a look at a single line, which only an echo can do; tuned to the utmost
 frame          one ``write`` a frame
 frame-joined   all frames of a read in one ``write``; tuned by hand
 broadcast      one ``write`` a frame and connection
@@ -69,7 +70,17 @@ class LineEcho(Connection, asyncio.Protocol):
 
 
 class JoinedLineEcho(LineEcho):
-    """Sends back all complete lines of a read with one write."""
+    """Sends back all complete lines of a read with one write; each line is answered by itself."""
+
+    def data_received(self, data: bytes) -> None:
+        """Send what is complete, keep the rest."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if lines:
+            self.transport.write(b"".join([line + b"\n" for line in lines]))
+
+
+class WholeLineEcho(LineEcho):
+    """Sends back all complete lines of a read with one write, and touches none of them."""
 
     def data_received(self, data: bytes) -> None:
         """Send what is complete, keep the rest."""
@@ -160,6 +171,7 @@ SERVICES: dict[str, type[Connection]] = {
     "echo-buffered": BufferedEcho,
     "line": LineEcho,
     "line-joined": JoinedLineEcho,
+    "line-whole": WholeLineEcho,
     "frame": FrameEcho,
     "frame-joined": JoinedFrameEcho,
     "broadcast": Broadcast,

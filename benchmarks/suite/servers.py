@@ -201,6 +201,13 @@ PEERS = (
         is_main=True,
     ),
     Peer(
+        "uvloop, lines untouched",
+        "asyncio_echo.py",
+        _modes(line="line-whole", options=_on("uvloop")),
+        module="uvloop",
+        is_main=True,
+    ),
+    Peer(
         "uvloop, buffered protocol",
         "asyncio_echo.py",
         _modes(echo="echo-buffered", options=_on("uvloop")),
