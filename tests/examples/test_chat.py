@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from programs import Program, running
 
 from conftest import PATIENCE_S, receive_all, receive_exactly
+from programs import Program, running
 
 MEMBERS_OF_A_BIG_ROOM = 1000
 

@@ -6,6 +6,7 @@ import ast
 import signal
 
 import pytest
+
 from programs import EXAMPLES, Program, running
 
 SERVERS = (

@@ -6,9 +6,9 @@ import signal
 import socket
 
 import pytest
-from programs import Program, running
 
 from conftest import PATIENCE_S, receive_exactly
+from programs import Program, running
 
 
 @pytest.mark.parametrize(("server_threads", "client_threads"), [("0", "0"), ("2", "2")])

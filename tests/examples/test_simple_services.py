@@ -11,9 +11,9 @@ import threading
 import time
 
 import pytest
-from programs import running
 
 from conftest import PATIENCE_S, receive_all, receive_exactly
+from programs import running
 
 
 def send_in_thread(sock: socket.socket, data: bytes) -> threading.Thread:
