@@ -21,6 +21,9 @@ cdef class Epoll:
     cdef int _fd
     cdef epoll_event *_events
     cdef readonly int capacity
+    cdef bint _is_busy
+    cdef long long _released_ms
+    cdef int _wait(self, int timeout_ms) noexcept nogil
     cpdef int control(self, int op, int fd, unsigned int events) noexcept
     cpdef int wait(self, int timeout_ms) except? -4
     cpdef int fd_at(self, int i) noexcept

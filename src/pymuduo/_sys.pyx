@@ -3,9 +3,9 @@
 ``_sys.py`` holds the same functions over the standard library; this is the only module with two bodies. Any
 thread may call these functions; what they are given belongs to the caller.
 
-The interpreter lock is let go around calls that may block (``Epoll.wait``) or that move much data
-(a write of more than ``_RELEASE_BYTES``). A non-blocking read or write of a few bytes costs less than giving
-the lock away and waiting to get it back: with a busy second thread that wait is a whole switch interval.
+The interpreter lock is let go around calls that may block (``Epoll.wait``, unless the loop is busy) or that move
+much data (a write of more than ``_RELEASE_BYTES``). A non-blocking read or write of a few bytes costs less than
+giving the lock away and waiting to get it back: with a busy second thread that wait is a whole switch interval.
 """
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyObject_GetBuffer
@@ -19,7 +19,7 @@ from libc.errno cimport EFAULT, EINVAL, ENOTSOCK, errno
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy, memmove
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, itimerspec, timespec
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, clockid_t, itimerspec, timespec
 
 cdef extern from "Python.h":
     ctypedef struct PyTupleObject:
@@ -34,6 +34,9 @@ cdef extern from "<stdatomic.h>" nogil:
     enum memory_order:
         memory_order_seq_cst
     void atomic_thread_fence(memory_order order)
+
+cdef extern from "<time.h>" nogil:
+    clockid_t CLOCK_MONOTONIC_COARSE
 
 cdef extern from "<pthread.h>" nogil:
     unsigned long pthread_self()
@@ -112,6 +115,7 @@ cdef extern from * nogil:
 cdef enum:
     _MAX_IOVECS = 64         # pieces in one system call
     _RELEASE_BYTES = 32768   # from here the kernel's copy is longer than giving the lock away
+    _KEEP_LOCK_MS = 8        # more than the interpreter's switch interval, 5 ms
     _ADDRESS_BYTES = 128     # sizeof(struct sockaddr_storage)
     _TEXT_BYTES = 64         # room for INET6_ADDRSTRLEN
 
@@ -130,6 +134,12 @@ cpdef long long monotonic_us() noexcept:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return <long long>t.tv_sec * 1000000 + t.tv_nsec // 1000
+
+
+cdef long long _coarse_ms() noexcept:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t)
+    return <long long>t.tv_sec * 1000 + t.tv_nsec // 1000000
 
 
 cpdef long long realtime_us() noexcept:
@@ -605,13 +615,24 @@ cdef class Epoll:
         return 0 if epoll_ctl(self._fd, op, fd, &event) == 0 else -errno
 
     cpdef int wait(self, int timeout_ms) except? -4:
-        cdef int n
-        with nogil:
-            n = epoll_wait(self._fd, self._events, self.capacity, timeout_ms)
-            if n < 0:
-                n = -errno
+        # A busy loop keeps the interpreter lock for a while, as any busy thread does: another one asks for it after
+        # a switch interval, and gets it. Were it let go at every poll and taken back at once, the other one would be
+        # woken up in vain each time and begin to wait anew; seen: half a second.
+        cdef int n = 0
+        cdef long long now = _coarse_ms()
+        if self._is_busy and timeout_ms != 0 and now - self._released_ms < _KEEP_LOCK_MS:
+            n = self._wait(0)
+        if n == 0:
+            with nogil:
+                n = self._wait(timeout_ms)
+            self._released_ms = now
+        self._is_busy = n > 1
         PyErr_CheckSignals()  # in the main thread: Ctrl-C becomes KeyboardInterrupt here
         return n
+
+    cdef int _wait(self, int timeout_ms) noexcept nogil:
+        cdef int n = epoll_wait(self._fd, self._events, self.capacity, timeout_ms)
+        return n if n >= 0 else -errno
 
     cpdef int fd_at(self, int i) noexcept:
         return self._events[i].data.fd
