@@ -7,6 +7,8 @@ import contextlib
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -592,6 +594,36 @@ def test_what_another_thread_sent_before_the_end_began_is_delivered(serve, end):
     with server.connect() as client:
         client.sendall(b"x")
         assert receive_all(client) == b"accepted"
+
+
+def test_a_callback_may_destroy_a_connection_that_nobody_else_holds():
+    """In a process of its own, whose allocator overwrites what is freed: a use after that would crash."""
+    program = """
+import socket
+from pymuduo import EventLoop, InetAddress, TcpConnection
+with EventLoop() as loop:
+    for _ in range(20):
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        connection = TcpConnection(loop, "c", ours.detach(), InetAddress.loopback(1), InetAddress.loopback(2))
+        connection.message_callback = lambda c, buffer, when: (c.connect_destroyed(), loop.quit())
+        connection.connect_established()
+        del connection
+        theirs.send(b"x")
+        loop.run()
+        theirs.close()
+print("done")
+"""
+    environment = os.environ | {"PYTHONMALLOC": "debug", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
 
 
 def test_a_connection_without_an_owner_destroys_itself(loop):

@@ -34,7 +34,16 @@ cdef class TcpConnection(Flushable)
 cdef class ConnectionChannel(BaseChannel):
     cdef TcpConnection _connection
 
+    @cython.locals(connection=TcpConnection)
     cpdef object handle_event(self)
+    @cython.locals(connection=TcpConnection)
+    cdef object _handle_read(self)
+    @cython.locals(connection=TcpConnection)
+    cdef object _handle_write(self)
+    @cython.locals(connection=TcpConnection)
+    cdef object _handle_close(self)
+    @cython.locals(connection=TcpConnection)
+    cdef object _handle_error(self)
 
 cdef class TcpConnection(Flushable):
     cdef object __weakref__

@@ -85,7 +85,8 @@ class ConnectionChannel(BaseChannel):
     """A channel that calls its connection directly.
 
     It holds the connection for as long as the loop may call it, so no event can meet an owner that is gone; this
-    takes the place of ``tie``. ``connect_destroyed`` lets go.
+    takes the place of ``tie``. ``connect_destroyed`` lets go; so each handler holds the connection in a local, as a
+    callback may destroy it.
     """
 
     __slots__ = ("_connection",)
@@ -94,25 +95,30 @@ class ConnectionChannel(BaseChannel):
 
     def handle_event(self) -> None:
         """React to what ``revents`` says; the loop does this."""
+        connection = self._connection
         if self.revents == _READ and self.events & _READ:
-            self._connection._handle_read()  # the usual case needs none of what follows
+            connection._handle_read()  # the usual case needs none of what follows
         else:
             BaseChannel.handle_event(self)
 
     def _handle_read(self) -> None:
+        connection = self._connection
         if self.events & _READ:
-            self._connection._handle_read()
+            connection._handle_read()
         else:
-            self._connection._handle_unread_fin()
+            connection._handle_unread_fin()
 
     def _handle_write(self) -> None:
-        self._connection._handle_write()
+        connection = self._connection
+        connection._handle_write()
 
     def _handle_close(self) -> None:
-        self._connection._handle_hang_up()
+        connection = self._connection
+        connection._handle_hang_up()
 
     def _handle_error(self) -> None:
-        self._connection._handle_error()
+        connection = self._connection
+        connection._handle_error()
 
     def release(self) -> None:
         """Let go of the connection: the loop will not call again."""
@@ -126,10 +132,11 @@ class ConnectionChannel(BaseChannel):
 
     def handle_failure(self, exception: BaseException) -> None:
         """Report what came out of the handling of an event, and close the connection."""
-        if self._connection is None:
+        connection = self._connection
+        if connection is None:
             super().handle_failure(exception)
         else:
-            self._connection._handle_failure(exception)
+            connection._handle_failure(exception)
 
 
 class TcpConnection(Flushable):
@@ -559,15 +566,22 @@ class TcpConnection(Flushable):
             self._write_output()
 
     def _leave_handler(self, received: Buffer) -> None:
-        self._in_handler = False
         if not received.give_back():
             self.loop.renew_read_area()
+        self._in_handler = False
 
     def _handle_failure(self, exception: BaseException) -> None:
         """React to an exception out of the message callback, or out of the handling of an event."""
         if self._in_handler:
             assert self._input is not None
-            self._leave_handler(self._input)
+            try:
+                self._leave_handler(self._input)
+            except Exception:
+                # No memory for what is undigested: it must not stay in an area that others read into.
+                self._in_handler = False
+                self._input = None
+                self.force_close()
+                self.loop.renew_read_area()
         if not isinstance(exception, Exception):
             if self._unsent:
                 self.loop.flush_later(self)  # run() flushes before it lets the exception out

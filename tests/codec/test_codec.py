@@ -298,7 +298,7 @@ def test_with_an_exception_handler_the_messages_behind_a_failure_are_delivered(s
         assert isinstance(reported[0][1], TcpConnection)
 
 
-def test_messages_behind_an_interrupt_are_there_when_the_loop_runs_again(loop):
+def test_an_interrupt_in_a_callback_loses_no_message(loop):
     received = []
 
     def on_line(connection: TcpConnection, line: bytes, receive_time: object) -> None:

@@ -18,7 +18,7 @@ cdef class Codec:
     cpdef bint send(self, TcpConnection connection, object payload) except -1
     cpdef bint send_all(self, TcpConnection connection, object payloads) except -1
     @cython.locals(at=Py_ssize_t, count=Py_ssize_t)
-    cdef object _deliver(self, TcpConnection connection, Buffer buffer, list messages, object receive_time)
+    cdef object _deliver(self, TcpConnection connection, list messages, object receive_time)
 
 
 cpdef bytes as_bytes(object payload)

@@ -113,9 +113,13 @@ class Codec:
             if not messages:
                 return
             if self.message_callback is not None:
-                self._deliver(connection, buffer, messages, receive_time)
+                self._deliver(connection, messages, receive_time)
             elif self.batch_callback is not None:
-                self.batch_callback(connection, messages, receive_time)
+                try:
+                    self.batch_callback(connection, messages, receive_time)
+                except Exception as e:
+                    if not self._goes_on(connection, e):
+                        return
 
     def send(self, connection: TcpConnection, payload: bytes) -> bool:
         """Send one message; from any thread. False if the connection is no longer open.
@@ -135,31 +139,43 @@ class Codec:
 
     # --- private ---
 
-    def _deliver(
-        self, connection: TcpConnection, buffer: Buffer, messages: list[bytes], receive_time: Timestamp
-    ) -> None:
+    def _deliver(self, connection: TcpConnection, messages: list[bytes], receive_time: Timestamp) -> None:
         callback = self.message_callback
         assert callback is not None
+        interrupt: BaseException | None = None
         at, count = 0, len(messages)
         while at < count:
             try:
                 while at < count:  # entering a try costs as much as a small message
                     at += 1
                     callback(connection, messages[at - 1], receive_time)
-            except Exception as e:
-                if connection.loop.handle_exception(e, connection):
-                    connection.force_close()
-                    return
-            except BaseException:
-                buffer.prepend(self.encode_all(messages[at:]))  # for whoever runs the loop again
-                raise
+            except BaseException as e:
+                try:
+                    if not self._goes_on(connection, e):
+                        break
+                except BaseException as other:
+                    # It leaves the loop when the messages have been delivered: there is nowhere to keep them.
+                    interrupt = interrupt or other
+        if interrupt is not None:
+            raise interrupt
+
+    def _goes_on(self, connection: TcpConnection, exception: BaseException) -> bool:
+        """Apply the loop's policy to what a callback raised; what is no ``Exception`` is raised again."""
+        if not isinstance(exception, Exception):
+            raise exception
+        if connection.loop.handle_exception(exception, connection):
+            connection.force_close()
+            return False
+        return True
 
     def _cut_off(self, connection: TcpConnection, error: ProtocolError) -> None:
-        connection.force_close()
-        if self.error_callback is not None:
-            self.error_callback(connection, error)
-        else:
-            _log.warning("%s: %s; %s is cut off", connection.name, error, connection.peer_address)
+        try:
+            if self.error_callback is not None:
+                self.error_callback(connection, error)  # it may still send: why it ends, say
+            else:
+                _log.warning("%s: %s; %s is cut off", connection.name, error, connection.peer_address)
+        finally:
+            connection.force_close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} max_bytes={self.max_bytes}>"
