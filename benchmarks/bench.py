@@ -30,7 +30,6 @@ from suite.runner import Outcome
 from suite.servers import PEERS, Peer
 from suite.workloads import WORKLOADS
 
-_MAIN_PEERS = ("raw C epoll", "pymuduo", "uvloop")  # of a quick run: these, in all their forms
 _NAMES = (*WORKLOADS, *PROGRAMS)
 _PEER_NAMES = tuple(dict.fromkeys([peer.name for peer in PEERS]))
 _IN_README = (
@@ -203,7 +202,7 @@ def _chosen_peers(options: argparse.Namespace) -> list[Peer]:
     if options.peer:
         return [peer for peer in PEERS if peer.name in options.peer]
     if options.quick:
-        return [peer for peer in PEERS if peer.name.partition(",")[0] in _MAIN_PEERS]
+        return [peer for peer in PEERS if peer.is_main]
     return list(PEERS)
 
 

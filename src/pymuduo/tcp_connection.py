@@ -586,8 +586,7 @@ class TcpConnection(Flushable):
             if self._unsent:
                 self.loop.flush_later(self)  # run() flushes before it lets the exception out
             raise exception
-        if self._unsent and not self._channel.events & _WRITE:
-            self._write_output()
+        self.flush()
         if self.loop.handle_exception(exception, self):
             self.force_close()
 
@@ -607,8 +606,7 @@ class TcpConnection(Flushable):
     def _finish_after_peer(self) -> None:
         if self._state == _DISCONNECTED:
             return
-        if self._unsent and not self._channel.events & _WRITE:
-            self._write_output()
+        self.flush()
         if self._unsent == 0:
             self._handle_close()
             return
