@@ -21,6 +21,7 @@ from pymuduo import EventLoop, EventLoopThread, InetAddress, TcpServer
 
 T = TypeVar("T")
 
+CONSTRUCTOR_SETTINGS = ("reuse_port", "no_delay", "ssl_context", "listening", "acceptors", "unix_mode")
 PATIENCE_S = 20.0  # far more than anything here takes; a test that reaches it has failed
 
 
@@ -96,10 +97,9 @@ class ServerThread:
     def __init__(self, thread_num: int = 0, **settings: Any) -> None:
         self._thread = EventLoopThread(name="base")
         self.loop = self._thread.start_loop()
-        constructor = {k: settings.pop(k) for k in ("reuse_port", "no_delay") if k in settings}
-        self.server = call_in_loop(
-            self.loop, lambda: TcpServer(self.loop, InetAddress.loopback(0), "test", **constructor)
-        )
+        constructor = {k: settings.pop(k) for k in CONSTRUCTOR_SETTINGS if k in settings}
+        address = settings.pop("address", InetAddress.loopback(0))
+        self.server = call_in_loop(self.loop, lambda: TcpServer(self.loop, address, "test", **constructor))
         self.server.thread_num = thread_num
         for name, value in settings.items():
             setattr(self.server, name, value)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -1017,3 +1018,90 @@ print("ran")
 """
     done = run_python(code)
     assert (done.stdout, done.stderr) == ("ran\n", "")
+
+
+# --- counters, and what holds a loop up ---
+
+
+def test_stats_count_iterations_events_functors_and_wakeups(loop_thread):
+    before = call_in_loop(loop_thread, loop_thread.stats)
+    for _ in range(10):
+        call_in_loop(loop_thread, lambda: None)
+    after = call_in_loop(loop_thread, loop_thread.stats)
+    assert after.functors - before.functors == 11
+    assert after.iterations > before.iterations
+    assert 1 <= after.wakeups - before.wakeups <= 11
+    assert after.events - before.events >= after.wakeups - before.wakeups
+    assert after.busy_s > before.busy_s
+    assert 0 < after.longest_iteration_s <= after.busy_s
+
+
+class Slow:
+    def take_long(self) -> None:
+        deadline = time.monotonic() + 0.1
+        while time.monotonic() < deadline:
+            pass
+
+
+def slow_by_functor(loop: EventLoop) -> None:
+    loop.queue_in_loop(Slow().take_long)
+
+
+def slow_by_timer(loop: EventLoop) -> None:
+    loop.run_after(0, Slow().take_long)
+
+
+def slow_by_channel(loop: EventLoop) -> None:
+    reader, writer = os.pipe()
+    channel = Channel(loop, reader)
+
+    def on_readable(receive_time: Timestamp) -> None:
+        channel.disable_all()
+        channel.remove()
+        os.close(reader)
+        os.close(writer)
+        Slow().take_long()
+
+    channel.read_callback = on_readable
+    channel.enable_reading()
+    os.write(writer, b"x")
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (slow_by_functor, "Slow.take_long"),
+        (slow_by_timer, "timer test_event_loop.Slow.take_long"),
+        (slow_by_channel, "slow_by_channel.<locals>.on_readable"),
+    ],
+)
+def test_a_slow_callback_is_named_in_the_log(loop, caplog, start, name):
+    loop.slow_callback_s = 0.05
+    start(loop)
+    loop.run_after(0.12, loop.quit)
+    loop.run()
+    (record,) = [record for record in caplog.records if "held the loop up" in record.getMessage()]
+    assert record.levelno == logging.WARNING
+    assert name in record.getMessage()
+    assert loop.stats().slow_callbacks >= 1
+
+
+def test_slow_callbacks_are_logged_once_a_second_at_most_and_counted_always(loop, caplog):
+    loop.slow_callback_s = 0.01
+    for _ in range(4):
+        loop.queue_in_loop(Slow().take_long)
+    loop.quit()
+    loop.run()
+    assert loop.stats().slow_callbacks == 4
+    assert len([record for record in caplog.records if "held the loop up" in record.getMessage()]) == 1
+
+
+def test_slow_callbacks_are_not_looked_for_when_turned_off(loop, caplog):
+    loop.slow_callback_s = 0
+    loop.queue_in_loop(Slow().take_long)
+    loop.quit()
+    loop.run()
+    assert loop.stats().slow_callbacks == 0
+    assert caplog.records == []
+    with pytest.raises(ValueError, match="slow_callback_s"):
+        loop.slow_callback_s = -1

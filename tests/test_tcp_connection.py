@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from conftest import PATIENCE_S, call_in_loop, eventually, own_sockets, receive_all, receive_exactly, reset
-from pymuduo import Buffer, Channel, ConnectionState, EventLoop, InetAddress, TcpConnection
+from pymuduo import Buffer, Channel, ConnectionState, EventLoop, InetAddress, Layer, TcpConnection
+from pymuduo.tcp_connection import ConnectionOwner
 
 MIB = 1 << 20
 
@@ -644,7 +645,7 @@ def test_an_exit_in_the_down_callback_does_not_keep_the_owner_from_hearing(loop,
     connection, theirs = unborn(loop)
     heard: list[str] = []
 
-    class Owner:
+    class Owner(ConnectionOwner):
         def remove_connection(self, connection: TcpConnection) -> None:
             heard.append("removal")
 
@@ -1114,3 +1115,385 @@ def test_closing_the_loop_closes_its_connections(loop):
     with EventLoop() as another:
         another.quit()
         another.run()
+
+
+# --- what the peer's FIN leaves open ---
+
+
+def test_with_a_peer_shutdown_callback_a_request_ended_by_fin_is_answered(serve, threads):
+    received = bytearray()
+    told: list[str] = []
+
+    def on_message(connection: TcpConnection, buffer: Buffer, receive_time: object) -> None:
+        received.extend(buffer.retrieve_all_as_bytes())
+
+    def on_peer_shutdown(connection: TcpConnection) -> None:
+        told.append(connection.state.name)
+        connection.send(bytes(received)[::-1])
+        connection.shutdown()
+
+    ended = threading.Event()
+    server = serve(
+        threads,
+        message_callback=on_message,
+        peer_shutdown_callback=on_peer_shutdown,
+        close_callback=lambda c: ended.set(),
+    )
+    with server.connect() as client:
+        client.sendall(b"question")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b"noitseuq"
+    assert ended.wait(PATIENCE_S)
+    assert told == ["CONNECTED"]
+
+
+def test_a_half_open_connection_lives_until_it_is_ended_here(serve, threads):
+    recorder = Recorder()
+    half = threading.Event()
+    server = serve(threads, peer_shutdown_callback=lambda c: half.set(), **recorder.settings())
+    with server.connect() as client:
+        connection = recorder.wait_up()
+        client.shutdown(socket.SHUT_WR)
+        assert half.wait(PATIENCE_S)
+        for number in range(100):  # many iterations of its loop, none of which may find a reason to end it
+            call_in_loop(connection.loop, connection.send, b"%3d" % number)
+        assert receive_exactly(client, 300)[-3:] == b" 99"
+        assert connection.connected
+        polls = call_in_loop(connection.loop, lambda: connection.loop.iteration)
+        call_in_loop(connection.loop, lambda: None)
+        assert call_in_loop(connection.loop, lambda: connection.loop.iteration) - polls < 20, "the loop spins"
+        connection.force_close()
+        assert recorder.closed.wait(PATIENCE_S)
+    assert recorder.events == ["up", "down", "close"]
+
+
+def test_a_half_open_connection_whose_peer_resets_ends(serve, threads):
+    recorder = Recorder()
+    half = threading.Event()
+    server = serve(threads, peer_shutdown_callback=lambda c: half.set(), **recorder.settings())
+    client = server.connect()
+    recorder.wait_up()
+    client.shutdown(socket.SHUT_WR)
+    assert half.wait(PATIENCE_S)
+    reset(client)
+    assert recorder.closed.wait(PATIENCE_S)
+    assert isinstance(recorder.connection.error, ConnectionError)
+
+
+def test_a_fin_of_both_ends_closes_a_half_open_connection_once_all_is_sent(serve, threads):
+    recorder = Recorder()
+    half = threading.Event()
+    server = serve(threads, peer_shutdown_callback=lambda c: half.set(), **recorder.settings())
+    with server.connect() as client:
+        connection = recorder.wait_up()
+        client.shutdown(socket.SHUT_WR)
+        assert half.wait(PATIENCE_S)
+        connection.send(b"x" * (8 * MIB))
+        connection.shutdown()
+        assert len(receive_all(client)) == 8 * MIB
+        assert recorder.closed.wait(PATIENCE_S)
+    assert recorder.connection.error is None
+
+
+# --- how much may wait ---
+
+
+def test_the_low_water_mark_is_told_once_after_the_high_one(serve, threads):
+    told: list[Any] = []
+    low = threading.Event()
+
+    def on_low(connection: TcpConnection) -> None:
+        told.append(("low", connection.output_size))
+        low.set()
+
+    recorder = Recorder()
+    server = serve(
+        threads,
+        high_water_mark=4 * MIB,
+        low_water_mark=MIB,
+        high_water_mark_callback=lambda connection, size: told.append("high"),
+        low_water_mark_callback=on_low,
+        **recorder.settings(),
+    )
+    with server.connect() as client:
+        connection = recorder.wait_up()
+        for round_ in range(1, 3):
+            low.clear()
+            connection.send(b"x" * (20 * MIB))
+            eventually(lambda expected=2 * round_ - 1: len(told) == expected)
+            receive_exactly(client, 20 * MIB)
+            assert low.wait(PATIENCE_S)
+            assert told[-2] == "high"
+            assert told[-1][0] == "low"
+            assert told[-1][1] <= MIB
+    assert len(told) == 4
+
+
+def test_below_the_high_water_mark_the_low_one_is_not_told(serve):
+    told: list[Any] = []
+    written = threading.Event()
+    recorder = Recorder()
+    server = serve(
+        high_water_mark=64 * MIB,
+        low_water_mark=MIB,
+        low_water_mark_callback=told.append,
+        write_complete_callback=lambda connection: written.set(),
+        **recorder.settings(),
+    )
+    with server.connect() as client:
+        recorder.wait_up().send(b"x" * (20 * MIB))
+        receive_exactly(client, 20 * MIB)
+        assert written.wait(PATIENCE_S)
+    assert recorder.closed.wait(PATIENCE_S)
+    assert told == []
+
+
+def test_a_peer_that_never_reads_is_cut_off_at_max_output_bytes_and_the_log_says_so(serve, threads, caplog):
+    recorder = Recorder()
+    server = serve(threads, max_output_bytes=10 * MIB, **recorder.settings())
+    with server.connect() as client:
+        connection = recorder.wait_up()
+        sent = 0
+        while connection.send(b"x" * MIB):
+            sent += MIB
+            assert sent < 100 * MIB
+            call_in_loop(connection.loop, lambda: None)
+        assert recorder.closed.wait(PATIENCE_S)
+        with contextlib.suppress(ConnectionResetError):
+            assert len(receive_all(client)) < sent
+    assert "max_output_bytes is 10485760" in str(connection.error)
+    assert "is cut off" in caplog.text
+    assert recorder.events == ["up", "down", "close"]
+
+
+def test_max_output_bytes_does_not_count_what_the_kernel_takes(serve):
+    recorder = Recorder()
+    server = serve(max_output_bytes=100, **recorder.settings())
+    with server.connect() as client:
+        connection = recorder.wait_up()
+        for _ in range(100):
+            assert connection.send(b"x" * 101)
+            assert receive_exactly(client, 101)
+
+
+# --- why it ended ---
+
+
+def test_error_tells_a_reset_from_a_fin(serve):
+    recorder = Recorder()
+    server = serve(**recorder.settings())
+    client = server.connect()
+    connection = recorder.wait_up()
+    assert connection.error is None
+    reset(client)
+    assert recorder.closed.wait(PATIENCE_S)
+    assert isinstance(connection.error, ConnectionResetError)
+    recorder = Recorder()
+    for name, callback in recorder.settings().items():
+        setattr(server.server, name, callback)
+    with server.connect():
+        connection = recorder.wait_up()
+    assert recorder.closed.wait(PATIENCE_S)
+    assert connection.error is None
+
+
+def test_fail_ends_a_connection_and_keeps_the_first_reason(serve, threads):
+    recorder = Recorder()
+    server = serve(threads, **recorder.settings())
+    with server.connect() as client:
+        connection = recorder.wait_up()
+
+        def fail_twice() -> None:
+            connection.fail(TimeoutError("first"))
+            connection.fail(TimeoutError("second"))
+            assert not connection.send(b"late")
+
+        call_in_loop(connection.loop, fail_twice)
+        assert receive_all(client) == b""
+    assert recorder.closed.wait(PATIENCE_S)
+    assert str(connection.error) == "first"
+    assert recorder.events == ["up", "down", "close"]
+
+
+# --- layers ---
+
+
+class Rot13(Layer):
+    """A layer that turns letters, asks for a password first, and says goodbye at the end."""
+
+    TABLE = bytes.maketrans(
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", b"NOPQRSTUVWXYZABCDEFGHIJKLMnopqrstuvwxyzabcdefghijklm"
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds_up = True
+        self.greeting = bytearray()
+        self.wire = bytearray()
+        self.plain = bytearray()
+        self.is_ready = False
+        self.detached = 0
+
+    def start(self) -> None:
+        self.say(b"password?\n")
+
+    def say(self, data: bytes) -> None:
+        self.wire += data
+        self.unsent = len(self.wire) + len(self.plain)
+
+    def read(self, into: Buffer) -> int:
+        assert self.connection is not None
+        try:
+            data = os.read(self.connection.fd, 65536)
+        except OSError as e:
+            return -(e.errno or 1)
+        if not data:
+            return 0
+        if not self.is_ready:
+            self.greeting += data
+            if b"\n" not in self.greeting:
+                return -11
+            password, _, data = bytes(self.greeting).partition(b"\n")
+            if password != b"sesame":
+                self.say(b"wrong\n")
+                self.connection.fail(PermissionError("a wrong password"))
+                return -11
+            self.is_ready = True
+            self.connection.layer_is_ready()
+        if not data:
+            return -11
+        into.append(data.translate(self.TABLE))
+        return len(data)
+
+    def append(self, data: bytes) -> None:
+        self.plain += data
+        self.unsent += len(data)
+
+    def write(self) -> int:
+        if self.is_ready:
+            self.wire += self.plain.translate(self.TABLE)
+            self.payload_sent += len(self.plain)
+            self.plain.clear()
+        if not self.wire:
+            return 0
+        assert self.connection is not None
+        try:
+            count = os.write(self.connection.fd, self.wire)
+        except OSError as e:
+            return -(e.errno or 1)
+        del self.wire[:count]
+        self.unsent = len(self.wire) + len(self.plain)
+        return count
+
+    def end_output(self) -> None:
+        self.say(b"\nbye")
+
+    def drop_output(self) -> None:
+        super().drop_output()
+        self.wire.clear()
+        self.plain.clear()
+
+    def detach(self) -> None:
+        super().detach()
+        self.detached += 1
+
+
+def layered(loop: EventLoop, recorder: Recorder) -> tuple[TcpConnection, Rot13, socket.socket]:
+    """Return a connection with a layer, both started in the loop's thread, and its peer."""
+
+    def make() -> tuple[TcpConnection, Rot13, socket.socket]:
+        connection, theirs = unborn(loop)
+        for name, callback in recorder.settings().items():
+            setattr(connection, name, callback)
+        layer = Rot13()
+        connection.set_layer(layer)
+        connection.connect_established()
+        return connection, layer, theirs
+
+    return call_in_loop(loop, make)
+
+
+def test_a_connection_is_not_up_before_its_layer_is_ready(loop_thread):
+    recorder = Recorder()
+    connection, layer, theirs = layered(loop_thread, recorder)
+    with theirs:
+        assert receive_exactly(theirs, 10) == b"password?\n"
+        assert connection.state is ConnectionState.CONNECTING
+        assert not connection.send(b"too early")
+        theirs.sendall(b"ses")
+        theirs.sendall(b"ame\nuryyb")
+        eventually(lambda: bytes(recorder.received) == b"hello")
+        assert recorder.events[:2] == ["up", "message"]
+        connection.send(b"jbeyq")
+        connection.shutdown()
+        assert receive_all(theirs) == b"world\nbye"
+    assert recorder.closed.wait(PATIENCE_S)
+    assert layer.detached == 1
+    assert (connection.bytes_received, connection.bytes_sent) == (5, 5)
+
+
+def test_a_layer_that_fails_has_the_last_word_and_nobody_is_called_back(loop_thread):
+    recorder = Recorder()
+    connection, layer, theirs = layered(loop_thread, recorder)
+    with theirs:
+        theirs.sendall(b"open\n")
+        assert receive_all(theirs) == b"password?\nwrong\n"
+    eventually(lambda: layer.detached == 1)
+    assert isinstance(connection.error, PermissionError)
+    assert connection.state is ConnectionState.DISCONNECTED
+    assert recorder.events == []
+
+
+def test_a_peer_that_leaves_before_the_layer_is_ready_calls_nobody_back(loop_thread):
+    recorder = Recorder()
+    connection, layer, theirs = layered(loop_thread, recorder)
+    theirs.close()
+    eventually(lambda: layer.detached == 1)
+    assert recorder.events == []
+    assert connection.state is ConnectionState.DISCONNECTED
+
+
+def test_a_layer_set_on_a_live_connection_comes_behind_what_was_sent(loop_thread):
+    recorder = Recorder()
+    connection, theirs = unborn(loop_thread)
+    connection.connection_callback = recorder.on_connection
+    connection.close_callback = recorder.on_close
+    call_in_loop(loop_thread, connection.connect_established)
+
+    class Late(Rot13):
+        def append_wire(self, data: bytes) -> None:
+            self.wire[:0] = data
+            self.unsent += len(data)
+
+        def start(self) -> None:
+            self.holds_up = False
+            self.is_ready = True
+
+    def change() -> None:
+        connection.send(b"p" * (4 * MIB))
+        connection.set_layer(Late())
+        connection.send(b"uryyb")
+        connection.shutdown()
+
+    call_in_loop(loop_thread, change)
+    with theirs:
+        received = receive_all(theirs)
+    assert received == b"p" * (4 * MIB) + b"hello\nbye"
+    assert recorder.closed.wait(PATIENCE_S)
+
+
+def test_a_layer_with_bytes_in_it_is_not_taken_away(loop_thread):
+    recorder = Recorder()
+    connection, layer, theirs = layered(loop_thread, recorder)
+    with theirs:
+        receive_exactly(theirs, 10)
+
+        def take_away() -> None:
+            layer.say(b"something")
+            with pytest.raises(RuntimeError, match="9 bytes in another layer"):
+                connection.set_layer(None)
+
+        call_in_loop(loop_thread, take_away)
+    eventually(lambda: connection.state is ConnectionState.DISCONNECTED)
+    with pytest.raises(RuntimeError, match="has ended"):
+        call_in_loop(loop_thread, connection.set_layer, None)

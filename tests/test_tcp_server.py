@@ -565,3 +565,166 @@ def test_small_switch_interval_many_short_connections(serve):
         eventually(lambda: server.server.connection_count == 0)
     finally:
         sys.setswitchinterval(interval)
+
+
+# --- stopping with grace ---
+
+
+def refuses(server: ServerThread) -> bool:
+    """Whether newcomers find nobody who listens."""
+    try:
+        server.connect().close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_with_grace_requests_under_way_are_answered(serve):
+    server = serve(1, message_callback=lambda c, b, t: c.send(b.retrieve_all_as_bytes()[::-1]))
+    with server.connect() as client:
+        client.sendall(b"first")
+        assert receive_exactly(client, 5) == b"tsrif"
+        server.server.stop(grace_s=PATIENCE_S)
+        assert server.server.is_stopping
+        eventually(lambda: refuses(server))
+        client.sendall(b"second")
+        assert receive_exactly(client, 6) == b"dnoces"
+        assert not server.server.is_stopped
+    assert server.server.join(PATIENCE_S), "the last peer has left"
+
+
+def test_when_grace_is_over_connections_are_shut_down(serve):
+    server = serve(1)
+    with server.connect() as client:
+        eventually(lambda: server.server.connections)
+        server.server.stop(drain_s=PATIENCE_S, grace_s=0.01)
+        assert client.recv(1) == b""
+    assert server.server.join(PATIENCE_S)
+
+
+def test_a_stop_in_the_grace_of_another_shortens_it(serve):
+    server = serve(1)
+    with server.connect() as client:
+        eventually(lambda: server.server.connections)
+        server.server.stop(grace_s=3600)
+        server.server.stop(0)
+        assert client.recv(1) == b""
+        assert server.server.join(PATIENCE_S)
+
+
+@pytest.mark.parametrize("wrong", [-1, float("nan")])
+def test_stop_refuses_a_grace_that_is_none(serve, wrong):
+    with pytest.raises(ValueError, match="grace_s"):
+        serve().server.stop(grace_s=wrong)
+
+
+@pytest.mark.parametrize("acceptors", ["one", "per-loop"])
+def test_who_waits_in_the_kernels_queue_at_a_stop_is_served_not_reset(serve, acceptors):
+    server = serve(2, acceptors=acceptors, message_callback=lambda c, b, t: c.send(b))
+    held = threading.Event()
+    let_go = threading.Event()
+
+    def hold() -> None:
+        held.set()
+        let_go.wait(PATIENCE_S)
+
+    loops = [server.loop] if acceptors == "one" else server.server.thread_pool.loops()
+    for loop in loops:
+        held.clear()
+        loop.queue_in_loop(hold)
+        assert held.wait(PATIENCE_S)
+    clients = [server.connect() for _ in range(10)]
+    server.server.stop(grace_s=PATIENCE_S)
+    let_go.set()
+    for client in clients:
+        with client:
+            client.sendall(b"served?")
+            assert receive_exactly(client, 7) == b"served?"
+    assert server.server.join(PATIENCE_S)
+
+
+# --- an acceptor in every loop ---
+
+
+def test_per_loop_acceptors_serve_on_the_loop_that_accepted(serve):
+    seen: list[tuple[str, str]] = []
+
+    def on_message(connection, buffer, receive_time):
+        seen.append((connection.loop.name, threading.current_thread().name))
+        connection.send(buffer)
+
+    server = serve(3, acceptors="per-loop", message_callback=on_message)
+    for _ in range(60):
+        with server.connect() as client:
+            client.sendall(b"x")
+            assert receive_exactly(client, 1) == b"x"
+    assert all(loop == thread for loop, thread in seen)
+    assert {loop for loop, _ in seen} == {"test0", "test1", "test2"}, "the kernel deals out by hash: 60 peers meet all"
+    eventually(lambda: server.server.connection_count == 0)
+    assert server.server.stats().accepted == 60
+
+
+def test_per_loop_acceptors_number_every_connection_once(serve):
+    server = serve(3, acceptors="per-loop")
+    clients = [server.connect() for _ in range(30)]
+    eventually(lambda: server.server.connection_count == 30)
+    assert sorted(connection.number for connection in server.server.connections) == list(range(1, 31))
+    for client in clients:
+        client.close()
+
+
+def test_per_loop_acceptors_without_threads_are_one(serve):
+    server = serve(0, acceptors="per-loop", message_callback=lambda c, b, t: c.send(b))
+    with server.connect() as client:
+        client.sendall(b"x")
+        assert receive_exactly(client, 1) == b"x"
+
+
+def test_per_loop_acceptors_stop_while_peers_come(serve):
+    server = serve(3, acceptors="per-loop", message_callback=lambda c, b, t: c.send(b))
+    stopped = threading.Event()
+    answered = 0
+
+    def knock() -> None:
+        nonlocal answered
+        while not stopped.is_set():
+            try:
+                with server.connect() as client:
+                    client.sendall(b"x")
+                    if client.recv(1):
+                        answered += 1
+            except ConnectionError:
+                return
+
+    thread = threading.Thread(target=knock)
+    thread.start()
+    eventually(lambda: answered > 20)
+    server.server.stop(1.0)
+    assert server.server.join(PATIENCE_S)
+    stopped.set()
+    thread.join(PATIENCE_S)
+    assert server.server.connection_count == 0
+
+
+def test_unknown_acceptors_are_refused(loop):
+    with pytest.raises(ValueError, match="acceptors"):
+        TcpServer(loop, InetAddress.loopback(0), "test", acceptors="many")
+
+
+# --- counters ---
+
+
+def test_stats_count_what_has_been_and_what_is(serve):
+    server = serve(2, message_callback=lambda c, b, t: c.send(b))
+    for _ in range(3):
+        with server.connect() as client:
+            client.sendall(b"12345")
+            receive_exactly(client, 5)
+    eventually(lambda: server.server.connection_count == 0)
+    with server.connect() as client:
+        client.sendall(b"1234567")
+        receive_exactly(client, 7)
+        eventually(lambda: server.server.stats().bytes_sent == 22)
+        stats = server.server.stats()
+    assert (stats.connections, stats.accepted, stats.refused, stats.failed) == (1, 4, 0, 0)
+    assert (stats.bytes_received, stats.messages_received, stats.messages_sent) == (22, 4, 4)

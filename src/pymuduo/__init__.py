@@ -4,14 +4,16 @@ from pymuduo import _sys
 from pymuduo.acceptor import Acceptor
 from pymuduo.buffer import Buffer
 from pymuduo.channel import Channel
-from pymuduo.event_loop import EventLoop
+from pymuduo.event_loop import EventLoop, LoopStats
 from pymuduo.event_loop_thread import EventLoopThread
 from pymuduo.event_loop_thread_pool import EventLoopThreadPool
 from pymuduo.inet_address import InetAddress
+from pymuduo.layer import Layer
 from pymuduo.poller import EPollPoller, Poller, PollPoller
+from pymuduo.send_file import send_file
 from pymuduo.socket import Socket, TcpInfo
 from pymuduo.tcp_connection import ConnectionState, TcpConnection
-from pymuduo.tcp_server import TcpServer
+from pymuduo.tcp_server import ServerStats, TcpServer
 from pymuduo.timer_queue import Timer
 from pymuduo.timestamp import Timestamp
 
@@ -31,8 +33,11 @@ __all__ = [
     "EventLoopThread",
     "EventLoopThreadPool",
     "InetAddress",
+    "Layer",
+    "LoopStats",
     "PollPoller",
     "Poller",
+    "ServerStats",
     "Socket",
     "TcpConnection",
     "TcpInfo",
@@ -40,4 +45,5 @@ __all__ = [
     "Timer",
     "Timestamp",
     "__version__",
+    "send_file",
 ]

@@ -36,6 +36,7 @@ cpdef object full_fence()
 cpdef tuple functor(object callback, tuple args)
 cpdef object call(tuple functor)
 cpdef long long monotonic_us() noexcept
+cpdef long long coarse_ms() noexcept
 cpdef long long realtime_us() noexcept
 
 cpdef bint is_exported(bytearray data) noexcept

@@ -136,7 +136,7 @@ cpdef long long monotonic_us() noexcept:
     return <long long>t.tv_sec * 1000000 + t.tv_nsec // 1000
 
 
-cdef long long _coarse_ms() noexcept:
+cpdef long long coarse_ms() noexcept:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC_COARSE, &t)
     return <long long>t.tv_sec * 1000 + t.tv_nsec // 1000000
@@ -619,7 +619,7 @@ cdef class Epoll:
         # a switch interval, and gets it. Were it let go at every poll and taken back at once, the other one would be
         # woken up in vain each time and begin to wait anew; seen: half a second.
         cdef int n = 0
-        cdef long long now = _coarse_ms()
+        cdef long long now = coarse_ms()
         if self._is_busy and timeout_ms != 0 and now - self._released_ms < _KEEP_LOCK_MS:
             n = self._wait(0)
         if n == 0:

@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from pymuduo.buffer import Buffer
     from pymuduo.codec.base import ProtocolError
     from pymuduo.event_loop import EventLoop
+    from pymuduo.inet_address import InetAddress
     from pymuduo.tcp_connection import TcpConnection
     from pymuduo.timestamp import Timestamp
+    from pymuduo.unix_address import UnixAddress
 
+Address: TypeAlias = "InetAddress | UnixAddress"
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 ConnectionCallback: TypeAlias = Callable[["TcpConnection"], object]
 MessageCallback: TypeAlias = Callable[["TcpConnection", "Buffer", "Timestamp"], object]
@@ -20,7 +23,10 @@ BatchCallback: TypeAlias = Callable[["TcpConnection", list[bytes], "Timestamp"],
 ProtocolErrorCallback: TypeAlias = Callable[["TcpConnection", "ProtocolError"], object]
 WriteCompleteCallback: TypeAlias = Callable[["TcpConnection"], object]
 HighWaterMarkCallback: TypeAlias = Callable[["TcpConnection", int], object]
+LowWaterMarkCallback: TypeAlias = Callable[["TcpConnection"], object]
+PeerShutdownCallback: TypeAlias = Callable[["TcpConnection"], object]
 CloseCallback: TypeAlias = Callable[["TcpConnection"], object]
+HandshakeFailedCallback: TypeAlias = Callable[["TcpConnection", Exception], object]
 ThreadInitCallback: TypeAlias = Callable[["EventLoop"], object]
 ExceptionHandler: TypeAlias = Callable[[BaseException, object], object]
 Functor: TypeAlias = Callable[..., Any]

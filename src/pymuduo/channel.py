@@ -171,6 +171,10 @@ class BaseChannel:
             raise exception
         self.loop.handle_exception(exception, self)
 
+    def callback_name(self) -> str:
+        """Return what handles this channel's events, for a log line."""
+        return repr(self)
+
     @property
     def is_none_event(self) -> bool:
         """Whether nothing is asked for."""
@@ -233,6 +237,10 @@ class Channel(BaseChannel):
                 return
         BaseChannel.handle_event(self)
 
+    def callback_name(self) -> str:
+        """Return the name of the callback that most likely handled the last events."""
+        return callback_name(self.write_callback if self.revents == _WRITE else self.read_callback)
+
     def _handle_read(self) -> None:
         if self.read_callback is not None:
             self.read_callback(self.loop.poll_return_time)
@@ -248,6 +256,18 @@ class Channel(BaseChannel):
     def _handle_error(self) -> None:
         if self.error_callback is not None:
             self.error_callback()
+
+
+def callback_name(callback: object) -> str:
+    """Return a function's qualified name, and for a method what it is bound to."""
+    while hasattr(callback, "func"):  # functools.partial
+        callback = callback.func
+    name = getattr(callback, "__qualname__", None)
+    if name is None:
+        return repr(callback)
+    module = getattr(callback, "__module__", None)
+    owner = getattr(callback, "__self__", None)
+    return f"{module}.{name}" if module else f"{name} of {owner!r}" if owner is not None else str(name)
 
 
 def event_names(events: int) -> str:

@@ -23,9 +23,18 @@ cdef class EventLoop(ChannelHost):
     cdef readonly str name
     cdef public object exception_handler
     cdef public object context
-    cdef bytearray read_area
+    cdef readonly bytearray read_area
     cdef public object spare_output
     cdef readonly long long iteration
+    cdef readonly long long event_count
+    cdef readonly long long functor_count
+    cdef readonly long long wakeup_count
+    cdef readonly long long busy_us
+    cdef readonly long long longest_iteration_us
+    cdef readonly long long slow_callback_count
+    cdef long long _slow_ms
+    cdef long long _next_slow_report_ms
+    cdef object _signal_handlers
     cdef readonly atomic_long thread_id
     cdef str _thread_name
     cdef int _pid
@@ -47,10 +56,12 @@ cdef class EventLoop(ChannelHost):
     cdef bint _closing
     cdef object _signals
 
-    @cython.locals(active=list, channel=BaseChannel, at=Py_ssize_t, count=Py_ssize_t)
+    @cython.locals(active=list, channel=BaseChannel, at=Py_ssize_t, count=Py_ssize_t, begin_us=cython.longlong,
+                   busy_us=cython.longlong, before_ms=cython.longlong, now_ms=cython.longlong)
     cdef object _iterate(self)
     cdef object _poll(self)
-    @cython.locals(pending=list, count=Py_ssize_t, functor=tuple)
+    cpdef object note_time(self, object source, long long held_ms)
+    @cython.locals(pending=list, count=Py_ssize_t, functor=tuple, before_ms=cython.longlong, now_ms=cython.longlong)
     cdef object _run_pending(self)
     cdef list _take_pending(self)
     @cython.locals(functor=tuple)

@@ -16,12 +16,12 @@ import logging
 import os
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pymuduo import _sys, timer_queue, timestamp
-from pymuduo.channel import BaseChannel, Channel, ChannelHost
+from pymuduo.channel import BaseChannel, Channel, ChannelHost, callback_name
 from pymuduo.poller import default_poller
-from pymuduo.signal_wakeup import SignalWakeup
+from pymuduo.signal_wakeup import SignalHandlers, SignalWakeup
 from pymuduo.timer_queue import Timer, TimerQueue
 from pymuduo.timestamp import Timestamp
 
@@ -36,9 +36,33 @@ _log = logging.getLogger("pymuduo.event_loop")
 _READ_AREA_BYTES = 262144 + 8  # one read's worth and a Buffer's prepend area
 _FOREVER_S = 100 * 365 * 86400.0  # delays beyond a century mean "never", and would overflow the timer's integer
 _MAX_CLOSE_ROUNDS = 1000  # a removal hops twice, a chain of callbacks a few times; this is for ever
+_SLOW_MS = 200  # a callback that takes so long is worth a line in the log
+_SLOW_REPORT_INTERVAL_MS = 1000
 _thread_loop = threading.local()
 
 Functor: TypeAlias = tuple[Any, ...]  # what to call, and with which arguments
+
+
+class LoopStats(NamedTuple):
+    """What a loop has done since it was made (``EventLoop.stats``).
+
+    Attributes:
+        iterations: polls. events: events of descriptors. functors: calls queued from elsewhere, and run.
+        wakeups: how often another thread, or a signal, had to wake the loop.
+        busy_s: seconds not spent waiting. longest_iteration_s: the longest time between two polls: no event was
+            handled sooner than that in the worst case.
+        slow_callbacks: how often a callback took ``slow_callback_s`` or more.
+        pending_functors: calls that wait at this moment.
+    """
+
+    iterations: int
+    events: int
+    functors: int
+    wakeups: int
+    busy_s: float
+    longest_iteration_s: float
+    slow_callbacks: int
+    pending_functors: int
 
 
 class Flushable:
@@ -66,6 +90,9 @@ class EventLoop(ChannelHost):
         exception_handler: called as ``handler(exception, source)`` in the loop's thread when a callback raises;
             *source* is the connection, Timer, Channel or function. Replaces the policy of logging the traceback
             and closing the connection. KeyboardInterrupt and SystemExit are no accidents: they leave ``run``.
+        slow_callback_s: a callback that holds the loop up for this many seconds or more is named in the log, level
+            WARNING, at most once a second; 0 turns it off. The clock is a coarse one (some milliseconds), and time in
+            which the thread had no processor, or waited for the interpreter's lock, counts as well.
         iteration: how many times the loop has polled.
         poll_return_time: when the last poll returned: one reading of the clock for a whole iteration. The loop's
             thread only.
@@ -86,26 +113,35 @@ class EventLoop(ChannelHost):
         "_closed",
         "_closing",
         "_lock",
+        "_next_slow_report_ms",
         "_open",
         "_pending",
         "_pid",
         "_poller",
         "_quit",
         "_running",
+        "_signal_handlers",
         "_signals",
+        "_slow_ms",
         "_taken",
         "_thread_name",
         "_timers",
         "_to_flush",
         "_wakeup_channel",
         "_wakeup_fd",
+        "busy_us",
         "context",
+        "event_count",
         "exception_handler",
+        "functor_count",
         "iteration",
+        "longest_iteration_us",
         "name",
         "read_area",
+        "slow_callback_count",
         "spare_output",
         "thread_id",
+        "wakeup_count",
     )
 
     def __init__(self, name: str | None = None) -> None:
@@ -125,6 +161,7 @@ class EventLoop(ChannelHost):
         self.context: Any = None
         self.exception_handler: ExceptionHandler | None = None
         self.iteration = 0
+        self._begin_counting()
         self.read_area = bytearray(_READ_AREA_BYTES)
         self.spare_output: Any = None  # an empty OutputQueue that the next connection to send may use
         # Functors in order; other threads only append. The first _taken of them are being run, or have been.
@@ -141,6 +178,7 @@ class EventLoop(ChannelHost):
         self._running = 0
         self.poll_return_time = timestamp.from_us(_sys.realtime_us())
         self._signals: SignalWakeup | None = None
+        self._signal_handlers: SignalHandlers | None = None
         self._poller = default_poller()
         self._wakeup_fd = _sys.make_eventfd()
         try:
@@ -158,6 +196,16 @@ class EventLoop(ChannelHost):
             raise
         self._open = 1
         _thread_loop.loop = self
+
+    def _begin_counting(self) -> None:
+        self.event_count = 0
+        self.functor_count = 0
+        self.wakeup_count = 0
+        self.busy_us = 0
+        self.longest_iteration_us = 0
+        self.slow_callback_count = 0
+        self._slow_ms = _SLOW_MS
+        self._next_slow_report_ms = 0
 
     # --- the life of a loop ---
 
@@ -251,6 +299,9 @@ class EventLoop(ChannelHost):
                 warnings.warn(message, ResourceWarning, stacklevel=2)
 
     def _close_descriptors(self) -> None:
+        if self._signal_handlers is not None:
+            self._signal_handlers.remove_all()
+            self._signal_handlers = None
         self._poller.close()
         if self._timers is not None:
             self._timers.close()
@@ -357,7 +408,59 @@ class EventLoop(ChannelHost):
         else:
             self.post(self._cancel_timer, (timer,))
 
+    # --- signals ---
+
+    def add_signal_handler(self, number: int, callback: Callable[..., object], *args: Any) -> None:
+        """Call ``callback(*args)`` in the loop, as a functor, whenever the process gets the signal *number*.
+
+        So it may use everything that the loop's thread may; a bare ``signal.signal`` handler runs between any two
+        steps of the main thread. It takes the place of the handler that was there, which comes back with
+        ``remove_signal_handler`` or when the loop is closed. A second one for the same signal takes the first one's.
+
+        Raises:
+            RuntimeError: this is not the main thread, which alone hears of signals.
+            ValueError, OSError: the signal does not exist, or can't be caught.
+            TypeError: *callback* can't be called.
+        """
+        self.assert_in_loop_thread()
+        if not callable(callback):
+            raise TypeError(f"add_signal_handler: a callable is required, got {callback!r}")
+        if not SignalWakeup.is_possible():
+            raise RuntimeError(f"add_signal_handler: only a loop of the main thread hears of signals, not {self!r}")
+        if self._signal_handlers is None:
+            self._signal_handlers = SignalHandlers(self)
+        self._signal_handlers.add(number, callback, args)
+
+    def remove_signal_handler(self, number: int) -> bool:
+        """Take ``add_signal_handler`` back; False if there was none."""
+        self.assert_in_loop_thread()
+        return self._signal_handlers is not None and self._signal_handlers.remove(number)
+
     # --- state ---
+
+    @property
+    def slow_callback_s(self) -> float:
+        """From how many seconds on a callback is slow; 0: never. The loop's thread only."""
+        return self._slow_ms / 1000
+
+    @slow_callback_s.setter
+    def slow_callback_s(self, seconds: float) -> None:
+        if not seconds >= 0:
+            raise ValueError(f"slow_callback_s must be 0 or more seconds, got {seconds}")
+        self._slow_ms = 0 if seconds == 0 else max(1, round(min(seconds, _FOREVER_S) * 1000))
+
+    def stats(self) -> LoopStats:
+        """Return what the loop has done so far; from any thread, exact in the loop's own."""
+        return LoopStats(
+            iterations=self.iteration,
+            events=self.event_count,
+            functors=self.functor_count,
+            wakeups=self.wakeup_count,
+            busy_s=self.busy_us / 1_000_000,
+            longest_iteration_s=self.longest_iteration_us / 1_000_000,
+            slow_callbacks=self.slow_callback_count,
+            pending_functors=self.pending_count,
+        )
 
     def is_in_loop_thread(self) -> bool:
         """Whether the caller runs in the loop's thread."""
@@ -472,8 +575,11 @@ class EventLoop(ChannelHost):
 
     def _iterate(self) -> None:
         self._poll()
+        begin_us = _sys.monotonic_us()
+        before_ms = _sys.coarse_ms()
         active = self._active
         at, count = 0, len(active)
+        self.event_count += count
         while at < count:
             channel = active[at]
             try:
@@ -482,8 +588,15 @@ class EventLoop(ChannelHost):
                     channel = active[at]
                     at += 1
                     channel.handle_event()
+                    now_ms = _sys.coarse_ms()
+                    if now_ms != before_ms:
+                        self.note_time(channel, now_ms - before_ms)
+                        before_ms = now_ms
             except BaseException as e:
                 channel.handle_failure(e)
+                now_ms = _sys.coarse_ms()
+                self.note_time(channel, now_ms - before_ms)
+                before_ms = now_ms
         active.clear()
         if self._timers.has_expired:
             self._timers.run_expired()
@@ -491,6 +604,23 @@ class EventLoop(ChannelHost):
             self._run_pending()
         if self._to_flush:
             self._flush()
+        busy_us = _sys.monotonic_us() - begin_us
+        self.busy_us += busy_us
+        self.longest_iteration_us = max(self.longest_iteration_us, busy_us)
+
+    def note_time(self, source: object, held_ms: int) -> None:
+        """Report *source* if the milliseconds it took make it slow."""
+        if held_ms >= self._slow_ms > 0:
+            self._report_slow(source, held_ms)
+
+    def _report_slow(self, source: object, held_ms: int) -> None:
+        """Name in the log what held the loop up."""
+        self.slow_callback_count += 1
+        now_ms = _sys.coarse_ms()
+        if now_ms >= self._next_slow_report_ms:
+            self._next_slow_report_ms = now_ms + _SLOW_REPORT_INTERVAL_MS
+            what = source.callback_name() if isinstance(source, (BaseChannel, Timer)) else callback_name(source)
+            _log.warning("%s: %s held the loop up for %d ms", self.name, what, held_ms)
 
     def _poll(self) -> None:
         """Wait for events, unless there is something else to do."""
@@ -514,6 +644,8 @@ class EventLoop(ChannelHost):
         """Run the functors that are there now; what they queue waits for the next iteration."""
         pending = self._pending
         count = len(pending)
+        self.functor_count += count
+        before_ms = _sys.coarse_ms()
         try:
             while self._taken < count:
                 try:
@@ -522,8 +654,15 @@ class EventLoop(ChannelHost):
                         pending[self._taken] = ()  # let go of it early
                         self._taken += 1
                         _sys.call(functor)
+                        now_ms = _sys.coarse_ms()
+                        if now_ms != before_ms:
+                            self.note_time(functor[0], now_ms - before_ms)
+                            before_ms = now_ms
                 except Exception as e:
                     self.handle_exception(e, functor[0])
+                    now_ms = _sys.coarse_ms()
+                    self.note_time(functor[0], now_ms - before_ms)
+                    before_ms = now_ms
         finally:
             del pending[: self._taken]
             self._taken = 0
@@ -581,6 +720,7 @@ class EventLoop(ChannelHost):
                 _sys.signal_eventfd(self._wakeup_fd)
 
     def _handle_wakeup(self, receive_time: Timestamp) -> None:
+        self.wakeup_count += 1
         _sys.drain_counter(self._wakeup_fd)
 
     def _insert_timer(self, timer: Timer) -> None:

@@ -82,6 +82,15 @@ class OutputQueue:
             del chunks[: self._first]
             self._first = 0
 
+    def take_all(self) -> bytes:
+        """Take everything out, in one piece."""
+        chunks = self._chunks[self._first :]
+        if chunks:
+            chunks[0] = chunks[0][self._offset :]
+        taken = bytes(self._area[self._begin : self._end]) + b"".join(chunks)
+        self.clear()
+        return taken
+
     def clear(self) -> None:
         """Drop everything."""
         self._begin = self._end = 0

@@ -1,4 +1,4 @@
-"""Lets a signal wake the main thread's loop.
+"""Lets a signal wake the main thread's loop, and be handled in it.
 
 A signal handler written in Python runs in the main thread, but only once that thread is back in the interpreter. A
 signal that arrives just before the loop goes to sleep in the kernel would be handled whenever something else
@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pymuduo.channel import Channel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pymuduo.event_loop import EventLoop
 
 
@@ -74,3 +76,41 @@ class SignalWakeup:
                 pass
         except BlockingIOError:
             pass
+
+
+class SignalHandlers:
+    """Callbacks of a loop for signals; ``EventLoop.add_signal_handler`` makes it.
+
+    The handler that the interpreter knows does no more than queue the callback, which it may do at any point.
+    """
+
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop = loop
+        self._previous: dict[int, Any] = {}
+
+    def add(self, number: int, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """Queue ``callback(*args)`` at each signal *number* from now on."""
+
+        def handle(_number: int, _frame: object) -> None:
+            self._loop.post(callback, args)
+
+        previous = signal.signal(number, handle)
+        # A system call of another library's that is under way goes on, as Python's own do.
+        signal.siginterrupt(number, False)
+        self._previous.setdefault(number, previous)
+
+    def remove(self, number: int) -> bool:
+        """Put the handler back that was there before; False if there was no callback."""
+        if number not in self._previous:
+            return False
+        previous = self._previous.pop(number)
+        # None: a handler that was not installed from Python, and that Python can't put back.
+        signal.signal(number, signal.SIG_DFL if previous is None else previous)
+        return True
+
+    def remove_all(self) -> None:
+        """Put every handler back. In a thread that is not the main one (a loop dropped there) nothing can be."""
+        if SignalWakeup.is_possible():
+            for number in tuple(self._previous):
+                self.remove(number)
+        self._previous.clear()

@@ -4,7 +4,7 @@ from pymuduo cimport _sys, buffer, socket
 from pymuduo.buffer cimport Buffer
 from pymuduo.channel cimport BaseChannel
 from pymuduo.event_loop cimport EventLoop, Flushable
-from pymuduo.inet_address cimport InetAddress
+from pymuduo.layer cimport Layer
 from pymuduo.output_queue cimport OutputQueue
 from pymuduo.socket cimport Socket
 
@@ -48,15 +48,22 @@ cdef class ConnectionChannel(BaseChannel):
 cdef class TcpConnection(Flushable):
     cdef object __weakref__
     cdef readonly EventLoop loop
-    cdef readonly InetAddress local_address
-    cdef readonly InetAddress peer_address
+    cdef readonly object local_address
+    cdef readonly object peer_address
     cdef public object context
     cdef public object connection_callback
     cdef public object message_callback
     cdef public object write_complete_callback
     cdef public object high_water_mark_callback
+    cdef public object low_water_mark_callback
+    cdef public object peer_shutdown_callback
     cdef public object close_callback
     cdef public Py_ssize_t high_water_mark
+    cdef public Py_ssize_t low_water_mark
+    cdef public Py_ssize_t max_output_bytes
+    cdef readonly object error
+    cdef readonly Layer layer
+    cdef readonly object proxy_header
     cdef readonly long long bytes_received
     cdef readonly long long bytes_sent
     cdef readonly long long messages_received
@@ -74,13 +81,17 @@ cdef class TcpConnection(Flushable):
     cdef atomic_int _state
     cdef atomic_int _closing
     cdef atomic_int _reading
-    cdef bint _in_handler
-    cdef bint _above_mark
-    cdef bint _half_close_wanted
-    cdef bint _fin_sent
-    cdef bint _peer_closed
-    cdef bint _write_failed
-    cdef bint _destroyed
+    # Flags, a byte each.
+    cdef unsigned char _in_handler
+    cdef unsigned char _above_mark
+    cdef unsigned char _low_due
+    cdef unsigned char _half_close_wanted
+    cdef unsigned char _output_ended
+    cdef unsigned char _fin_sent
+    cdef unsigned char _peer_closed
+    cdef unsigned char _was_up
+    cdef unsigned char _write_failed
+    cdef unsigned char _destroyed
 
     @cython.locals(source=Buffer, size=Py_ssize_t)
     cpdef bint send(self, object data) except -1
@@ -104,6 +115,14 @@ cdef class TcpConnection(Flushable):
     @cython.locals(count=Py_ssize_t, _=int)
     cdef object _write_output(self)
     cdef object _drop_output(self)
+    cdef object _release_queue(self)
+    cdef object _come_up(self)
+    cdef object _start_layer(self)
+    cdef object _take_layer_output(self)
+    @cython.locals(layer=Layer, count=Py_ssize_t, _=int)
+    cdef object _write_layer(self)
+    cdef object _reach_low_water(self)
+    cdef object _overflow(self)
     cdef object _output_drained(self)
     cdef object _call_user(self, object callback)
     cdef object _half_close(self)

@@ -7,9 +7,11 @@ same thread has queued before, so that bytes sent before a shutdown leave before
 =============  ================================  ==============================================================
 state          what leads on                     to
 =============  ================================  ==============================================================
-CONNECTING     ``connect_established``           CONNECTED, connection callback (up)
+CONNECTING     ``connect_established``           CONNECTED, connection callback (up); with a layer that holds it up
+                                                 (a TLS handshake), when ``layer_is_ready`` is called
 CONNECTED      ``shutdown``                      DISCONNECTING; FIN once all output is sent
-CONNECTED      peer's FIN                        DISCONNECTING until all output is sent, then DISCONNECTED
+CONNECTED      peer's FIN                        DISCONNECTING until all output is sent, then DISCONNECTED; with a
+                                                 peer-shutdown callback it stays CONNECTED
 CONNECTED      ``force_close_with_delay``        DISCONNECTING, DISCONNECTED when the time is up
 DISCONNECTING  peer's FIN, all output sent       DISCONNECTED
 any            reset, error, ``force_close``     DISCONNECTED
@@ -20,6 +22,9 @@ DISCONNECTED   (entered once)                    connection callback (down), clo
 Sends coalesce: what a connection's own message callback sends leaves with one system call when that callback
 returns, what is sent from elsewhere at the end of the iteration, and 64 KiB at once. No callback ever runs inside
 ``send``: what follows from it is queued.
+
+What is not TCP itself is a piece of its own: TLS, PROXY headers and files are layers (see ``layer``); time-outs,
+limits and coupling use the doors and callbacks that everybody has.
 """
 
 from __future__ import annotations
@@ -32,27 +37,32 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pymuduo import _sys, buffer, socket
 from pymuduo.buffer import Buffer
-from pymuduo.channel import ERROR_EVENT, PEER_SHUTDOWN_EVENT, READ_EVENT, WRITE_EVENT, BaseChannel
+from pymuduo.channel import ERROR_EVENT, PEER_SHUTDOWN_EVENT, READ_EVENT, WRITE_EVENT, BaseChannel, callback_name
 from pymuduo.event_loop import Flushable
 from pymuduo.output_queue import OutputQueue
-from pymuduo.socket import TcpInfo
 
 if TYPE_CHECKING:
     from pymuduo.callbacks import (
+        Address,
         BytesLike,
         CloseCallback,
         ConnectionCallback,
         HighWaterMarkCallback,
+        LowWaterMarkCallback,
         MessageCallback,
+        PeerShutdownCallback,
         WriteCompleteCallback,
     )
     from pymuduo.event_loop import EventLoop
-    from pymuduo.inet_address import InetAddress
+    from pymuduo.layer import Layer
+    from pymuduo.send_file import FileRegion
+    from pymuduo.socket import PeerCredentials, TcpInfo
     from pymuduo.timer_queue import Timer
 
 _log = logging.getLogger("pymuduo.tcp_connection")
 
 _HIGH_WATER_MARK = 64 * 1024 * 1024
+_LOW_WATER_MARK = _HIGH_WATER_MARK // 4
 _WRITE_AT_ONCE = 65536  # this much waiting is worth a system call before the callback returns
 _WRITE_IN_PLACE = 4096  # a Buffer of this size is not copied to be sent together with others
 _MAX_WRITES = 16  # system calls in one flush, so that a fast reader can't shut out the others
@@ -76,6 +86,10 @@ _EAGAIN, _EINTR, _ENOMEM, _ENOBUFS = errno.EAGAIN, errno.EINTR, errno.ENOMEM, er
 
 class ConnectionOwner(Protocol):
     """Who made a connection, and forgets it when it has ended: a server, or a client."""
+
+    def welcome(self, connection: TcpConnection) -> bool:
+        """Hear that the connection is about to come up, in its loop; False if it must not (``fail`` was called)."""
+        return True
 
     def remove_connection(self, connection: TcpConnection) -> None:
         """Forget the connection and see to its ``connect_destroyed``; called once, in the connection's loop."""
@@ -120,6 +134,13 @@ class ConnectionChannel(BaseChannel):
         connection = self._connection
         connection._handle_error()
 
+    def callback_name(self) -> str:
+        """Return the message callback's name and the connection's."""
+        connection = self._connection
+        if connection is None:
+            return repr(self)
+        return f"{callback_name(connection.message_callback)} for {connection.name}"
+
     def release(self) -> None:
         """Let go of the connection: the loop will not call again."""
         self._connection = None  # type: ignore[assignment]
@@ -146,17 +167,28 @@ class TcpConnection(Flushable):
     in the loop's thread. Set them before the connection is up, or in that thread.
 
     Attributes:
-        loop: the loop that owns it. local_address, peer_address: both ends. These never change.
+        loop: the loop that owns it. local_address, peer_address: both ends. These never change once it is up.
         connection_callback: ``(connection)``, once when it is up and once when it is down (see ``connected``).
         message_callback: ``(connection, buffer, receive_time)`` when bytes have arrived. Take from the buffer what
             is complete; the rest stays for the next time. Unset: input is dropped.
         write_complete_callback: ``(connection)``, queued whenever all output has gone to the kernel.
         high_water_mark_callback: ``(connection, unsent_bytes)``, queued when the bytes that the kernel would not
             take reach ``high_water_mark`` (bytes, 64 MiB at first); again only after they have fallen below it.
+        low_water_mark_callback: ``(connection)``, queued when unsent bytes that had reached the high-water mark have
+            fallen to ``low_water_mark`` (bytes, 16 MiB at first) or below.
+        max_output_bytes: a limit on unsent bytes; a peer who lets them become more is cut off, with a warning in the
+            log. 0, as at first: no limit.
+        peer_shutdown_callback: ``(connection)``, queued when the peer has said that it sends no more (FIN, or TLS
+            close-notify). Set it to be able to answer afterwards: the connection then stays up until you end it.
+            Unset: it ends by itself, once what was sent has left.
         close_callback: ``(connection)``, once, after the connection callback for down.
         context: yours; the library does not touch it.
-        bytes_received, bytes_sent: from and to the kernel. messages_received: calls of the message callback;
-            messages_sent: accepted sends. Exact in the loop's thread.
+        error: why the connection ended, or never came up, if that was nobody's wish here: the OSError of a reset, an
+            ``ssl.SSLError``, a TimeoutError. Else None.
+        layer: what stands between it and its socket: a ``TlsLayer``, or None.
+        proxy_header: what a load balancer said of the client (``ProxyHeader``), or None.
+        bytes_received, bytes_sent: of payload, from and to the socket. messages_received: calls of the message
+            callback; messages_sent: accepted sends. Exact in the loop's thread.
 
     muduo: ``TcpConnection``.
     """
@@ -172,30 +204,40 @@ class TcpConnection(Flushable):
         "_half_close_wanted",
         "_in_handler",
         "_input",
+        "_low_due",
         "_name",
         "_only_chunk",
         "_output",
+        "_output_ended",
         "_owner",
         "_peer_closed",
         "_reading",
         "_socket",
         "_state",
         "_unsent",
+        "_was_up",
         "_write_failed",
         "bytes_received",
         "bytes_sent",
         "close_callback",
         "connection_callback",
         "context",
+        "error",
         "high_water_mark",
         "high_water_mark_callback",
+        "layer",
         "local_address",
         "loop",
+        "low_water_mark",
+        "low_water_mark_callback",
+        "max_output_bytes",
         "message_callback",
         "messages_received",
         "messages_sent",
         "number",
         "peer_address",
+        "peer_shutdown_callback",
+        "proxy_header",
         "write_complete_callback",
     )
 
@@ -204,8 +246,8 @@ class TcpConnection(Flushable):
         loop: EventLoop,
         name: str,
         fd: int,
-        local_address: InetAddress,
-        peer_address: InetAddress,
+        local_address: Address,
+        peer_address: Address,
         number: int = -1,
     ) -> None:
         """Take over a connected socket; ``connect_established`` brings it to life.
@@ -226,7 +268,14 @@ class TcpConnection(Flushable):
         self.write_complete_callback: WriteCompleteCallback | None = None
         self.high_water_mark_callback: HighWaterMarkCallback | None = None
         self.high_water_mark = _HIGH_WATER_MARK
+        self.low_water_mark_callback: LowWaterMarkCallback | None = None
+        self.low_water_mark = _LOW_WATER_MARK
+        self.max_output_bytes = 0
+        self.peer_shutdown_callback: PeerShutdownCallback | None = None
         self.close_callback: CloseCallback | None = None
+        self.error: Exception | None = None
+        self.layer: Layer | None = None
+        self.proxy_header: Any = None
         self.bytes_received = 0
         self.bytes_sent = 0
         self.messages_received = 0
@@ -239,15 +288,19 @@ class TcpConnection(Flushable):
         # Unsent bytes. Most often it is one chunk, which then has a place of its own; a queue holds more than one.
         self._only_chunk: bytes | None = None
         self._output: OutputQueue | None = None
+        # With a layer neither is used: the layer has what is unsent, and this is a copy of its count.
         self._unsent = 0
         self._state = _CONNECTING
         self._closing = 0  # set by any thread that ends the connection: sends are refused from then on
         self._reading = 0
         self._in_handler = False
         self._above_mark = False
+        self._low_due = False  # the high-water mark was reached, the low one not yet
         self._half_close_wanted = False
+        self._output_ended = False  # the layer's goodbye is under way, or FIN
         self._fin_sent = False
         self._peer_closed = False
+        self._was_up = False
         self._write_failed = False
         self._destroyed = False
 
@@ -274,6 +327,11 @@ class TcpConnection(Flushable):
         return self._state == _DISCONNECTED
 
     @property
+    def was_up(self) -> bool:
+        """Whether the connection has ever been up; one whose handshake failed was not. The loop's thread only."""
+        return bool(self._was_up)
+
+    @property
     def is_reading(self) -> bool:
         """Whether incoming bytes are being read: see ``stop_read``."""
         return bool(self._reading)
@@ -292,6 +350,17 @@ class TcpConnection(Flushable):
         self.loop.assert_in_loop_thread()
         return self._unsent
 
+    @property
+    def input_size(self) -> int:
+        """Bytes received and not yet taken out of the input buffer. The loop's thread only."""
+        self.loop.assert_in_loop_thread()
+        return 0 if self._input is None else len(self._input)
+
+    @property
+    def fd(self) -> int:
+        """The socket's descriptor, for layers; -1 once it is closed. The loop's thread only."""
+        return int(self._socket.fd)
+
     def tcp_info(self) -> TcpInfo:
         """Return what the kernel knows: round-trip time, retransmissions, windows. The loop's thread only.
 
@@ -309,6 +378,15 @@ class TcpConnection(Flushable):
         """
         self.loop.assert_in_loop_thread()
         self._socket.set_tcp_no_delay(on)
+
+    def peer_credentials(self) -> PeerCredentials:
+        """Return who the peer of a Unix socket is: pid, uid and gid when it connected. The loop's thread only.
+
+        Raises:
+            OSError: the descriptor is closed, or this is no Unix socket.
+        """
+        self.loop.assert_in_loop_thread()
+        return self._socket.peer_credentials()
 
     # --- doors: from any thread ---
 
@@ -337,7 +415,12 @@ class TcpConnection(Flushable):
             if isinstance(data, Buffer):
                 source = data
                 size = source._end - source._begin  # len(), without a call
-                if size >= _WRITE_IN_PLACE and self._unsent == 0 and self.loop.thread_id == _sys.thread_id():
+                if (
+                    size >= _WRITE_IN_PLACE
+                    and self.loop.thread_id == _sys.thread_id()
+                    and self._unsent == 0
+                    and self.layer is None
+                ):
                     return self._send_buffer(source)
                 data = source.retrieve_all_as_bytes()
             else:
@@ -345,6 +428,15 @@ class TcpConnection(Flushable):
         if self.loop.thread_id == _sys.thread_id():
             return self._queue_output(data)
         return self.loop.post(self._send_in_loop, (data,))
+
+    def send_region(self, region: FileRegion) -> bool:
+        """Queue a part of a file; what ``send_file`` uses. False if the connection is no longer open."""
+        if self._closing or self._state != _CONNECTED:
+            return False
+        if self.loop.is_in_loop_thread():
+            self._send_region_in_loop(region)
+            return True
+        return self.loop.post(self._send_region_in_loop, (region,))
 
     def shutdown(self) -> None:
         """Send everything queued so far, then FIN: the peer reads to the end, and may still send.
@@ -406,19 +498,28 @@ class TcpConnection(Flushable):
         self._owner = owner
 
     def connect_established(self) -> None:
-        """Begin to serve; the loop's thread, once."""
+        """Begin to serve; the loop's thread, once. With a layer that holds it up, it is up when that is ready."""
         self.loop.assert_in_loop_thread()
-        if self._state != _CONNECTING:
+        if self._state != _CONNECTING or self._reading:
             return
-        self._state = _CONNECTED
         self._reading = 1
         try:
             self._channel.enable_reading()
         except Exception as e:
             _log.error("%s: can't be watched, closed: %s", self.name, e)
-            self.connection_callback = None  # it never was up
+            self.note_error(e)
             self._handle_close()
             return
+        if self.layer is None:
+            self._come_up()
+        else:
+            self._start_layer()
+
+    def _come_up(self) -> None:
+        if self._owner is not None and not self._owner.welcome(self):
+            return
+        self._state = _CONNECTED
+        self._was_up = True
         self._call_user(self.connection_callback)
         # Doors that were used before the connection was up.
         if self._state == _CONNECTED:
@@ -447,14 +548,134 @@ class TcpConnection(Flushable):
         self._closing = 1
         self._destroyed = True
         self._owner = None
+        if self.layer is not None:
+            self.layer.detach()
         self._channel.release()
         self._socket.close()
 
+    # --- for layers; the loop's thread only ---
+
+    def set_layer(self, layer: Layer | None) -> None:
+        """Put a layer between the connection and its socket, or take the one that is there away.
+
+        Before ``connect_established`` (whoever made it may do that), or while it is up or coming up. What was sent before leaves as it is, before
+        anything that the new layer writes.
+
+        Raises:
+            RuntimeError: wrong thread; the connection has ended; or another layer still has bytes to write.
+        """
+        if self._reading or self._state != _CONNECTING:
+            self.loop.assert_in_loop_thread()
+        if self._state == _DISCONNECTED:
+            raise RuntimeError(f"{self!r} has ended: it takes no layer")
+        old = self.layer
+        wire = b""
+        if old is not None:
+            if old.unsent:
+                raise RuntimeError(f"{self!r} has {old.unsent} bytes in another layer")
+            old.detach()
+        elif layer is not None and self._unsent:
+            self.flush()
+            if self._unsent:
+                wire = self._queue().take_all()
+                self._unsent = 0
+                self._output = None
+        self.layer = layer
+        if layer is not None:
+            layer.attach(self)
+            if wire:
+                layer.append_wire(wire)
+                self._unsent = layer.unsent
+            if self._reading or self._state != _CONNECTING:
+                self._start_layer()
+
+    def layer_is_ready(self) -> None:
+        """Bring the connection up: its layer has done what had to come first."""
+        if self._state == _CONNECTING:
+            self._come_up()
+
+    def note_error(self, error: Exception) -> None:
+        """Keep *error* as the reason of the end, unless there is one already."""
+        if self.error is None:
+            self.error = error
+
+    def fail(self, error: Exception) -> None:
+        """End the connection because of *error*; a layer's last words (a TLS alert) still leave.
+
+        Callbacks run later in the loop, not inside this.
+        """
+        if self._state == _DISCONNECTED:
+            return
+        if self.error is None:
+            _log.info("%s: %s", self.name, error)
+        self.note_error(error)
+        self._closing = 1
+        self.loop.post(self._close_failed, ())
+
+    def take_proxy_header(self, header: Any) -> None:
+        """Take both ends' addresses from what a load balancer said of the client. Before the connection is up."""
+        self.proxy_header = header
+        if header.source is not None:
+            self.peer_address = header.source
+        if header.destination is not None:
+            self.local_address = header.destination
+
+    def _start_layer(self) -> None:
+        layer = self.layer
+        assert layer is not None
+        layer.start()
+        self._take_layer_output()
+        if self.layer is layer and not layer.holds_up and self._state == _CONNECTING:
+            self._come_up()
+
+    def _take_layer_output(self) -> None:
+        """Write what the layer has to say, which may be its own (a handshake) or ours."""
+        if self.layer is not None and self._state != _DISCONNECTED:
+            self._unsent = self.layer.unsent
+            if self._unsent and not self._channel.events & _WRITE:
+                self._write_output()
+
+    def _read_held(self) -> None:
+        """Deliver what the layer has held back while reading was stopped: the socket will not tell of it."""
+        if self.layer is None or not self._reading or self._peer_closed or self._state == _DISCONNECTED:
+            return
+        if self._input is None:
+            self._input = buffer.new_empty()
+        try:
+            count = self.layer.read_held(self._input)
+            self._take_layer_output()
+            if count > 0:
+                self.bytes_received += count
+                self._take_message(self._input)
+            elif count == 0:
+                self._handle_peer_shutdown()
+        except BaseException as e:
+            self._handle_failure(e)
+
+    def _close_failed(self) -> None:
+        if self._state != _DISCONNECTED and self.layer is not None and not self._write_failed:
+            self.layer.write()
+        self._handle_close()
+
     # --- in the loop ---
+
+    def _send_region_in_loop(self, region: FileRegion) -> None:
+        if self._output_ended or self._write_failed or self._state not in (_CONNECTED, _DISCONNECTING):
+            region.finish(ConnectionError(f"{self.name} closed before the file was sent"))
+            return
+        if self.layer is None:
+            self.set_layer(region.make_layer())
+        assert self.layer is not None
+        self.layer.append_file(region)
+        self._unsent = self.layer.unsent
+        self.messages_sent += 1
+        if self._unsent == 0:
+            self.layer.output_drained()  # an empty part of a file
+        self.loop.flush_later(self)
 
     def _send_in_loop(self, data: bytes) -> bool:
         # Not only while CONNECTED: what was accepted before a shutdown is sent before the FIN.
-        if self._fin_sent or self._write_failed or self._state not in (_CONNECTED, _DISCONNECTING):
+        if self._output_ended or self._write_failed or self._state not in (_CONNECTED, _DISCONNECTING):
             _log.debug("%s: closed meanwhile, %d bytes dropped", self.name, len(data))
             return False
         return self._queue_output(data)
@@ -462,11 +683,15 @@ class TcpConnection(Flushable):
     def _queue_output(self, data: bytes) -> bool:
         if not data:
             return True
-        if self._unsent == 0:
-            self._only_chunk = data
+        if self.layer is not None:
+            self.layer.append(data)
+            self._unsent = self.layer.unsent
         else:
-            self._queue().append(data)
-        self._unsent += len(data)
+            if self._unsent == 0:
+                self._only_chunk = data
+            else:
+                self._queue().append(data)
+            self._unsent += len(data)
         self.messages_sent += 1
         if self._channel.events & _WRITE:
             self._check_high_water()
@@ -501,10 +726,21 @@ class TcpConnection(Flushable):
             self._half_close()
 
     def _half_close(self) -> None:
-        """Send FIN if all output is sent; otherwise that happens when it is."""
-        if self._unsent == 0 and not self._fin_sent:
-            self._fin_sent = True
-            self._socket.shutdown_write()
+        """Send FIN if all output is sent; otherwise that happens when it is. A layer says goodbye first."""
+        if self._unsent or self._fin_sent:
+            return
+        if not self._output_ended:
+            self._output_ended = True
+            if self.layer is not None:
+                self.layer.end_output()
+                self._unsent = self.layer.unsent
+                if self._unsent:
+                    self._write_output()  # and comes back here when it is sent
+                    return
+        self._fin_sent = True
+        self._socket.shutdown_write()
+        if self._peer_closed:
+            self.loop.post(self._handle_close, ())
 
     def _force_close_with_delay_in_loop(self, seconds: float) -> None:
         if self._state == _CONNECTED:
@@ -519,6 +755,8 @@ class TcpConnection(Flushable):
             return
         self._reading = 1
         self._set_interest(self._channel.events & _WRITE | _READ)
+        if self.layer is not None:
+            self.loop.post(self._read_held, ())
 
     def _stop_read_in_loop(self) -> None:
         if self._reading and self._state in (_CONNECTED, _DISCONNECTING):
@@ -539,14 +777,18 @@ class TcpConnection(Flushable):
     def _handle_read(self) -> None:
         if self._input is None:
             self._input = buffer.new_empty()
-        count = self._input.read_fd(self._channel.fd, self.loop.read_area)
+        if self.layer is None:
+            count = self._input.read_fd(self._channel.fd, self.loop.read_area)
+        else:
+            count = self.layer.read(self._input)
+            self._take_layer_output()
         if count > 0:
             self.bytes_received += count
             self._take_message(self._input)
         elif count == 0:
             self._handle_peer_shutdown()
         elif -count != _EAGAIN and -count != _EINTR:
-            self._log_error("read", -count)
+            self._note_os_error("read", -count)
             self._handle_close()
 
     def _take_message(self, received: Buffer) -> None:
@@ -595,10 +837,18 @@ class TcpConnection(Flushable):
             self._write_output()
 
     def _handle_peer_shutdown(self) -> None:
-        """React to the peer's FIN: what was sent until now is still delivered, then the connection ends."""
+        """React to the peer's FIN: what was sent until now is still delivered, then the connection ends.
+
+        Unless there is a callback for it: then only the peer's direction ends.
+        """
         if self._peer_closed:
             return
         self._peer_closed = True
+        if self.peer_shutdown_callback is not None and self._state in (_CONNECTED, _DISCONNECTING):
+            self._reading = 0
+            self._set_interest(self._channel.events & _WRITE | _ERROR)
+            self.loop.post(self._run_peer_shutdown, ())
+            return
         self._closing = 1
         # Queued, so that sends which other threads have made before this moment come first.
         self.loop.post(self._finish_after_peer, ())
@@ -607,22 +857,33 @@ class TcpConnection(Flushable):
         if self._state == _DISCONNECTED:
             return
         self.flush()
-        if self._unsent == 0:
+        if self._state == _CONNECTING or (self._unsent == 0 and (self.layer is None or self._fin_sent)):
             self._handle_close()
             return
         self._state = _DISCONNECTING
         self._reading = 0
-        self._set_interest(_WRITE)  # reading would report the end of the stream for ever
+        # Not reading, which would report the end of the stream for ever.
+        self._set_interest(self._channel.events & _WRITE | _ERROR)
+        if self.layer is not None:
+            if self._unsent and not self._channel.events & _WRITE:
+                self._handle_close()  # the layer waits for a peer that has left
+                return
+            self._half_close_wanted = True
+            self._half_close()
 
     def _handle_unread_fin(self) -> None:
         """React to a FIN noticed while reading is stopped: it stands behind whatever is still unread."""
-        if _sys.unread_bytes(self._channel.fd) > 0:
+        if _sys.unread_bytes(self._channel.fd) > 0 or (self.layer is not None and self.layer.holds_input):
             self._set_interest(self._channel.events & _WRITE | _ERROR)
         else:
             self._handle_peer_shutdown()
 
     def _handle_hang_up(self) -> None:
         """React to the end of both directions without anything that is being read."""
+        if self._channel.revents & _ERROR:
+            error = _sys.take_error(self._channel.fd)
+            if error:
+                self._note_os_error("socket", error)
         if (
             self._reading
             or self._peer_closed
@@ -638,7 +899,7 @@ class TcpConnection(Flushable):
     def _handle_error(self) -> None:
         error = _sys.take_error(self._channel.fd)
         if error:
-            self._log_error("socket", error)
+            self._note_os_error("socket", error)
             if not self._reading:
                 self._handle_close()
             else:
@@ -649,7 +910,7 @@ class TcpConnection(Flushable):
         """Enter DISCONNECTED: once, with every callback once."""
         if self._state == _DISCONNECTED:
             return
-        was_up = self._state != _CONNECTING
+        was_up = self._was_up
         self._state = _DISCONNECTED
         self._closing = 1
         self._reading = 0
@@ -660,6 +921,8 @@ class TcpConnection(Flushable):
         if self._unsent:
             _log.debug("%s: closed with %d bytes unsent", self.name, self._unsent)
             self._drop_output()
+        if self.layer is not None:
+            self.layer.detach()
         # Nested, because a callback may raise SystemExit: the owner must hear of the end all the same.
         try:
             if was_up:
@@ -699,6 +962,9 @@ class TcpConnection(Flushable):
         return queue
 
     def _write_output(self) -> None:
+        if self.layer is not None:
+            self._write_layer()
+            return
         for _ in range(_MAX_WRITES):
             if self._only_chunk is not None:
                 count = _sys.write_bytes(self._channel.fd, self._only_chunk, 0)
@@ -720,20 +986,55 @@ class TcpConnection(Flushable):
                 return
         self._output_blocked()
 
+    def _write_layer(self) -> None:
+        """Write what the layer has."""
+        layer = self.layer
+        assert layer is not None
+        for _ in range(_MAX_WRITES):
+            count = layer.write()
+            self._unsent = layer.unsent
+            self.bytes_sent += layer.payload_sent
+            layer.payload_sent = 0
+            if count > 0:
+                if self._unsent == 0:
+                    self._output_drained()
+                    return
+            elif count == 0:
+                # Nothing can be written until the peer has said something: a handshake is under way.
+                if self._channel.events & _WRITE:
+                    self._set_interest(self._channel.events & ~_WRITE)
+                self._check_high_water()
+                return
+            elif -count == _EAGAIN or -count == _ENOBUFS or -count == _ENOMEM:
+                break
+            elif -count != _EINTR:
+                self._fail_output(-count)
+                return
+        self._output_blocked()
+
     def _output_drained(self) -> None:
-        self._drop_output()
+        self._release_queue()
         self._above_mark = False
+        if self._low_due:
+            self._reach_low_water()
         if self._channel.events & _WRITE:
             self._set_interest(self._channel.events & ~_WRITE)
         if self.write_complete_callback is not None:
             self.loop.post(self._run_write_complete, ())
-        if self._peer_closed:
-            if self._state == _DISCONNECTING:
-                self.loop.post(self._handle_close, ())
-        elif self._half_close_wanted:
+        if self.layer is not None:
+            self.layer.output_drained()
+        if self._half_close_wanted:
             self._half_close()
+        elif self._peer_closed and self._state == _DISCONNECTING:
+            self.loop.post(self._handle_close, ())
 
     def _drop_output(self) -> None:
+        if self.layer is not None:
+            self.layer.drop_output()
+        self._release_queue()
+
+    def _release_queue(self) -> None:
+        """Be without output; the queue is for the next connection that needs one."""
         self._only_chunk = None
         self._unsent = 0
         if self._output is not None:
@@ -750,14 +1051,40 @@ class TcpConnection(Flushable):
     def _check_high_water(self) -> None:
         if self._unsent < self.high_water_mark:
             self._above_mark = False
+            if self._low_due and self._unsent <= self.low_water_mark:
+                self._reach_low_water()
         elif not self._above_mark:
             self._above_mark = True
+            self._low_due = True
             if self.high_water_mark_callback is not None:
                 self.loop.post(self._run_high_water_mark, (self._unsent,))
 
+        if self._unsent > self.max_output_bytes > 0:
+            self._overflow()
+
+    def _reach_low_water(self) -> None:
+        self._low_due = False
+        if self.low_water_mark_callback is not None:
+            self.loop.post(self._run_low_water_mark, ())
+
+    def _overflow(self) -> None:
+        """Cut off a peer who does not read."""
+        unsent = self._unsent
+        _log.warning(
+            "%s: %d bytes unsent, max_output_bytes is %d; %s is cut off",
+            self.name,
+            unsent,
+            self.max_output_bytes,
+            self.peer_address,
+        )
+        self.note_error(OSError(_ENOBUFS, f"{unsent} bytes unsent, max_output_bytes is {self.max_output_bytes}"))
+        self._drop_output()
+        self._write_failed = True
+        self.force_close()
+
     def _fail_output(self, error: int) -> None:
         """Give up output that can't be sent any more; what the peer sent before is still taken."""
-        self._log_error("write", error)
+        self._note_os_error("write", error)
         self._drop_output()
         self._write_failed = True
         self._closing = 1
@@ -777,8 +1104,9 @@ class TcpConnection(Flushable):
                 break
         self._handle_close()
 
-    def _log_error(self, what: str, error: int) -> None:
+    def _note_os_error(self, what: str, error: int) -> None:
         """Note why the connection ends: a peer may leave at any moment, anything else is worth a look."""
+        self.note_error(OSError(error, os.strerror(error)))
         level = logging.DEBUG if error in _PEER_LEFT else logging.INFO
         _log.log(level, "%s: %s: %s", self.name, what, os.strerror(error))
 
@@ -787,6 +1115,14 @@ class TcpConnection(Flushable):
     def _run_write_complete(self) -> None:
         if self._state != _DISCONNECTED:
             self._call_user(self.write_complete_callback)
+
+    def _run_low_water_mark(self) -> None:
+        if self._state != _DISCONNECTED:
+            self._call_user(self.low_water_mark_callback)
+
+    def _run_peer_shutdown(self) -> None:
+        if self._state != _DISCONNECTED:
+            self._call_user(self.peer_shutdown_callback)
 
     def _run_high_water_mark(self, size: int) -> None:
         callback = self.high_water_mark_callback

@@ -1,7 +1,8 @@
+cimport cython
+
 from pymuduo cimport _sys, inet_address
 from pymuduo.acceptor cimport Acceptor
 from pymuduo.event_loop cimport EventLoop
-from pymuduo.inet_address cimport InetAddress
 from pymuduo.tcp_connection cimport TcpConnection
 
 
@@ -13,18 +14,44 @@ cdef class TcpServer:
     cdef object __weakref__
     cdef readonly EventLoop loop
     cdef readonly str name
-    cdef readonly InetAddress address
+    cdef readonly object address
+    cdef readonly str acceptors
     cdef public object context
     cdef public object connection_callback
     cdef public object message_callback
     cdef public object write_complete_callback
     cdef public object high_water_mark_callback
     cdef public Py_ssize_t high_water_mark
+    cdef public object low_water_mark_callback
+    cdef public Py_ssize_t low_water_mark
+    cdef public Py_ssize_t max_output_bytes
+    cdef public object peer_shutdown_callback
+    cdef public object ssl_context
+    cdef public double handshake_timeout_s
+    cdef public object handshake_failed_callback
+    cdef public object proxy_protocol
+    cdef public object limits
+    cdef public object idle_timeouts
     cdef public object close_callback
     cdef public object thread_init_callback
     cdef readonly object thread_pool
     cdef Acceptor _acceptor
+    cdef list _loop_acceptors
+    cdef bint _no_delay
+    cdef bint _is_inherited
     cdef dict _connections
+    cdef dict _guests
+    cdef object _number_lock
+    cdef long long _accepted
+    cdef long long _refused
+    cdef long long _failed
+    cdef long long _bytes_received
+    cdef long long _bytes_sent
+    cdef long long _messages_received
+    cdef long long _messages_sent
+    cdef atomic_int _awaited
+    cdef Py_ssize_t _socket_closings
+    cdef double _grace_deadline
     cdef str _name_prefix
     cdef long long _next_number
     cdef object _state_lock
@@ -36,3 +63,8 @@ cdef class TcpServer:
     cdef bint _threads_ending
     cdef object _stopped
     cdef object _drain_timer
+
+    @cython.locals(connection=TcpConnection, number=cython.longlong)
+    cdef object _take_in(self, int fd, object peer, EventLoop io_loop, Acceptor acceptor)
+    cdef long long _take_number(self) except -1
+    cdef object _forget_connection(self, TcpConnection connection)

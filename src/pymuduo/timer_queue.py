@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pymuduo import _sys
-from pymuduo.channel import Channel
+from pymuduo.channel import Channel, callback_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +53,10 @@ class Timer:
     _sequence: int
     _position: int
     _cancelled: bool
+
+    def callback_name(self) -> str:
+        """Return what it calls, for a log line."""
+        return f"timer {callback_name(self._callback)}"
 
     def cancel(self) -> None:
         """Never call again; from any thread, also inside the timer's own callback. Twice is harmless."""
@@ -168,6 +172,7 @@ class TimerQueue:
         self._armed_us = 0
         now = _sys.monotonic_us()
         limit = self._next_sequence
+        before_ms = _sys.coarse_ms()
         try:
             while self._heap:
                 timer = self._heap[0]
@@ -181,6 +186,10 @@ class TimerQueue:
                 finally:
                     if timer._interval_us and not timer._cancelled:
                         self._repeat(timer)
+                now_ms = _sys.coarse_ms()
+                if now_ms != before_ms:
+                    self._loop.note_time(timer, now_ms - before_ms)
+                    before_ms = now_ms
         finally:
             self.needs_arming = True
 

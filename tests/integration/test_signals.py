@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from conftest import PATIENCE_S
+from conftest import PATIENCE_S, call_in_loop
 from pymuduo import EventLoop
 
 STORM = """
@@ -82,3 +82,59 @@ def test_the_wakeup_descriptor_is_given_back_after_run():
         loop.quit()
         loop.run()
     assert signal.set_wakeup_fd(-1) == -1
+
+
+# --- add_signal_handler ---
+
+
+def test_a_signal_handler_of_the_loop_runs_as_a_functor_of_the_loop(loop):
+    called: list[object] = []
+
+    def handle(*args: object) -> None:
+        called.append((args, loop.is_in_loop_thread(), loop.is_running))
+        loop.quit()
+
+    loop.add_signal_handler(signal.SIGUSR1, handle, "an", "argument")
+    sender = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGUSR1))
+    loop.queue_in_loop(sender.start)
+    loop.run()
+    sender.join(PATIENCE_S)
+    assert called == [(("an", "argument"), True, True)]
+
+
+def test_the_handler_that_was_there_comes_back():
+    before = signal.getsignal(signal.SIGUSR1)
+    with EventLoop() as loop:
+        loop.add_signal_handler(signal.SIGUSR1, loop.quit)
+        loop.add_signal_handler(signal.SIGUSR1, loop.quit)
+        assert signal.getsignal(signal.SIGUSR1) is not before
+        assert loop.remove_signal_handler(signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) == before
+        assert not loop.remove_signal_handler(signal.SIGUSR1)
+        loop.add_signal_handler(signal.SIGUSR1, loop.quit)
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_a_second_handler_takes_the_place_of_the_first(loop):
+    called: list[int] = []
+    loop.add_signal_handler(signal.SIGUSR1, called.append, 1)
+    loop.add_signal_handler(signal.SIGUSR1, called.append, 2)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    loop.quit()
+    loop.run()
+    assert called == [2]
+
+
+def test_signals_that_can_not_be_caught_are_refused(loop):
+    with pytest.raises(OSError):
+        loop.add_signal_handler(signal.SIGKILL, loop.quit)
+    with pytest.raises(ValueError):
+        loop.add_signal_handler(12345, loop.quit)
+    with pytest.raises(TypeError):
+        loop.add_signal_handler(signal.SIGUSR1, "no function")
+    assert not loop.remove_signal_handler(signal.SIGKILL)
+
+
+def test_only_a_loop_of_the_main_thread_hears_of_signals(loop_thread):
+    with pytest.raises(RuntimeError, match="main thread"):
+        call_in_loop(loop_thread, loop_thread.add_signal_handler, signal.SIGUSR1, loop_thread.quit)
