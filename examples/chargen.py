@@ -72,7 +72,7 @@ def main() -> None:
     meter = Meter()
     with EventLoop() as loop:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: loop.quit())
+            loop.add_signal_handler(number, loop.quit)
         server = TcpServer(loop, InetAddress.any(options.port), "chargen")
         server.thread_num = options.threads
         server.thread_init_callback = meter.add_loop

@@ -47,7 +47,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         for number in (signal.SIGINT, signal.SIGTERM):  # run() returns, and leaving the block closes what is open
-            signal.signal(number, lambda *_: loop.quit())
+            loop.add_signal_handler(number, loop.quit)
         server = TcpServer(loop, InetAddress.any(options.port), "echo")
         server.thread_num = options.threads
         server.high_water_mark = _MAX_UNREAD_BYTES

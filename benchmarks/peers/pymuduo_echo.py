@@ -157,7 +157,7 @@ def serve(mode: str, port: int, threads: int) -> None:
     count = ConnectionCount()
     with EventLoop() as loop:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: loop.quit())
+            loop.add_signal_handler(number, loop.quit)
         server = TcpServer(loop, InetAddress.loopback(port), "echo")
         server.thread_num = threads
         server.connection_callback = count

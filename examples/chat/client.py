@@ -72,7 +72,7 @@ def main() -> None:
 
     with EventLoop() as loop:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: loop.quit())
+            loop.add_signal_handler(number, loop.quit)
 
         def on_connection(connection: TcpConnection) -> None:
             if not connection.connected:

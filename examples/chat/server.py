@@ -137,7 +137,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: loop.quit())
+            loop.add_signal_handler(number, loop.quit)
         room = Room(loop)
         server = TcpServer(loop, InetAddress.any(options.port), "chat")
         server.thread_num = options.threads

@@ -101,7 +101,7 @@ def main() -> None:
     with EventLoop() as loop:
         client = Client(loop, client_sockets, options.block_size)
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: loop.queue_in_loop(client.stop))
+            loop.add_signal_handler(number, client.stop)
         pool = EventLoopThreadPool(loop, "pingpong", options.threads)
         pool.start()
         client.start(pool)

@@ -26,7 +26,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: loop.quit())
+            loop.add_signal_handler(number, loop.quit)
         server = TcpServer(loop, InetAddress.any(options.port), "pingpong")
         server.thread_num = options.threads
         server.message_callback = on_message
