@@ -11,6 +11,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -26,12 +27,12 @@
 
 enum kind {
     NONE, READ, WRITE, COUNTER_READ, COUNTER_WRITE, ACCEPT, CONNECT, SOCKET, EPOLL_WAIT, EPOLL_CTL, EPOLL_CREATE,
-    EVENTFD, TIMERFD, GETSOCKNAME, SETSOCKOPT, LISTEN, KINDS
+    EVENTFD, TIMERFD, GETSOCKNAME, SETSOCKOPT, LISTEN, POLL, KINDS
 };
 
 static const char *const names[] = {
     "none", "read", "write", "counter_read", "counter_write", "accept", "connect", "socket", "epoll_wait", "epoll_ctl",
-    "epoll_create", "eventfd", "timerfd", "getsockname", "setsockopt", "listen", NULL
+    "epoll_create", "eventfd", "timerfd", "getsockname", "setsockopt", "listen", "poll", NULL
 };
 
 static atomic_int armed;      /* the kind that may fail */
@@ -273,6 +274,12 @@ int epoll_wait(int fd, struct epoll_event *events, int most_events, int timeout)
 {
     REAL(epoll_wait);
     return fails(EPOLL_WAIT) ? -1 : real(fd, events, most_events, timeout);
+}
+
+int poll(struct pollfd *watched, nfds_t count, int timeout)
+{
+    REAL(poll);
+    return fails(POLL) ? -1 : real(watched, count, timeout);
 }
 
 int epoll_ctl(int fd, int operation, int of, struct epoll_event *event)
