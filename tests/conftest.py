@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shutil
 import socket
 import struct
 import threading
@@ -31,7 +32,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
-def eventually(condition: Callable[[], T], message: str = "") -> T:
+def eventually(condition: Callable[..., T], message: str = "") -> T:
     """Return the first true result of *condition*, asked again and again for at most ``PATIENCE_S``."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
@@ -64,9 +65,22 @@ def call_in_loop(loop: EventLoop, fn: Callable[..., T], *args: Any) -> T:
     return result[0]
 
 
+def installed(program: str, *folders: str) -> str:
+    """Return the path of a program that is not ours (from *folders* too), and skip the test if there is none.
+
+    ``.ci/install-clients`` installs them all; ``PYMUDUO_ALL_CLIENTS`` makes a missing one a failure.
+    """
+    path = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *folders]))
+    if path is None:
+        if os.environ.get("PYMUDUO_ALL_CLIENTS"):
+            pytest.fail(f"{program} is not installed")
+        pytest.skip(f"{program} is not installed")
+    return path
+
+
 def open_descriptors() -> set[int]:
-    """Return the descriptors this process has open."""
-    return {int(name) for name in os.listdir("/proc/self/fd")}
+    """Return the descriptors this process has open, without the one that it takes to find out."""
+    return {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}
 
 
 def describe_descriptor(fd: int) -> str:
@@ -105,6 +119,9 @@ class ServerThread:
             setattr(self.server, name, value)
         self.server.start()
         call_in_loop(self.loop, lambda: None)  # listening
+        if self.server.acceptors == "per-loop":
+            for loop in call_in_loop(self.loop, self.server.thread_pool.loops):
+                call_in_loop(loop, lambda: None)
 
     @property
     def port(self) -> int:
@@ -157,14 +174,19 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield one, other
 
 
+def running_threads() -> set[threading.Thread]:
+    """Return all threads but those of resolvers, which wait for the next question for a while."""
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("pymuduo-resolver")}
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail a test that leaves a descriptor, a thread or a loop behind."""
     gc.collect()
-    descriptors, threads = open_descriptors(), set(threading.enumerate())
+    descriptors, threads = open_descriptors(), running_threads()
     yield
     assert EventLoop.current() is None, "the test left a loop in its thread"
-    eventually(lambda: set(threading.enumerate()) <= threads, "a thread was left behind")
+    eventually(lambda: running_threads() <= threads, "a thread was left behind")
     if not open_descriptors() <= descriptors:
         gc.collect()
         left = open_descriptors() - descriptors

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from conftest import PATIENCE_S, eventually, reset
-from pymuduo import Acceptor, EventLoop, InetAddress
+from conftest import PATIENCE_S, call_in_loop, eventually, reset
+from pymuduo import Acceptor, EventLoop, InetAddress, Socket
+from pymuduo.callbacks import Address
 
 
 class Listener:
@@ -27,7 +31,7 @@ class Listener:
     def __init__(self, loop: EventLoop, **settings: Any) -> None:
         self.loop = loop
         self.acceptor = Acceptor(loop, InetAddress.loopback(0), **settings)
-        self.accepted: list[tuple[int, InetAddress]] = []
+        self.accepted: list[tuple[int, Address]] = []
         self.acceptor.new_connection_callback = lambda fd, peer: self.accepted.append((fd, peer))
         self.wanted = 0
 
@@ -89,7 +93,7 @@ def test_each_newcomer_is_handed_on_with_its_address(listener: Listener) -> None
 
 
 def test_an_ipv6_newcomer_has_an_ipv6_address(loop: EventLoop) -> None:
-    accepted: list[tuple[int, InetAddress]] = []
+    accepted: list[tuple[int, Address]] = []
     acceptor = Acceptor(loop, InetAddress.loopback(0, ipv6=True))
     acceptor.new_connection_callback = lambda fd, peer: (accepted.append((fd, peer)), loop.quit())
     acceptor.listen()
@@ -158,7 +162,7 @@ def test_without_a_callback_newcomers_are_closed(loop: EventLoop) -> None:
 def test_a_callback_that_raises_does_not_stop_accepting(
     listener: Listener, loop: EventLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(fd: int, peer: InetAddress) -> None:
+    def fail(fd: int, peer: Address) -> None:
         listener.accepted.append((fd, peer))
         raise ZeroDivisionError("of a newcomer")
 
@@ -205,6 +209,215 @@ def test_reuse_port_lets_two_share_a_port(loop: EventLoop) -> None:
     assert second.address == first.address
     first.close()
     second.close()
+
+
+# --- pauses ---
+
+
+def test_a_pause_leaves_newcomers_in_the_queue_until_it_is_over(listener: Listener, loop: EventLoop) -> None:
+    listener.acceptor.pause(0.05)
+    assert listener.acceptor.is_listening
+    begin = time.monotonic()
+    with listener.connect(), listener.connect():
+        listener.run_until_accepted(2)
+    assert time.monotonic() - begin >= 0.05
+
+
+def test_a_pause_inside_the_callback_ends_accepting_at_once(listener: Listener, loop: EventLoop) -> None:
+    def accept_one(fd: int, peer: Address) -> None:
+        listener.accepted.append((fd, peer))
+        listener.acceptor.pause(0.03)
+        moments.append(time.monotonic())
+
+    moments: list[float] = []
+    listener.acceptor.new_connection_callback = accept_one
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(listener.connect())
+        listener.run_until_accepted(4)
+    assert all(later - earlier >= 0.03 for earlier, later in itertools.pairwise(moments))
+    assert loop.timer_count == 1
+
+
+def test_the_longer_of_two_pauses_counts(listener: Listener, loop: EventLoop) -> None:
+    for pauses in ((0.06, 0.01), (0.01, 0.06)):
+        count = len(listener.accepted)
+        begin = time.monotonic()
+        for seconds in pauses:
+            listener.acceptor.pause(seconds)
+        assert loop.timer_count == 1
+        with listener.connect():
+            listener.run_until_accepted(count + 1)
+        assert time.monotonic() - begin >= 0.06
+
+
+def test_a_pause_is_a_number_of_seconds(listener: Listener, loop: EventLoop) -> None:
+    for seconds in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="0 or more"):
+            listener.acceptor.pause(seconds)
+    listener.acceptor.pause(0.0)
+    assert loop.timer_count == 0
+
+
+def test_an_acceptor_that_does_not_listen_has_nothing_to_pause(loop: EventLoop) -> None:
+    listener = Listener(loop)
+    listener.acceptor.pause(100.0)
+    assert loop.timer_count == 0
+    listener.acceptor.listen()
+    with listener.connect():
+        listener.run_until_accepted(1)
+    listener.close()
+    listener.acceptor.pause(100.0)
+    assert loop.timer_count == 0
+
+
+def test_listen_does_not_end_a_pause(listener: Listener) -> None:
+    begin = time.monotonic()
+    listener.acceptor.pause(0.05)
+    listener.acceptor.listen()
+    with listener.connect():
+        listener.run_until_accepted(1)
+    assert time.monotonic() - begin >= 0.05
+
+
+def test_close_during_a_pause_leaves_no_timer(listener: Listener, loop: EventLoop) -> None:
+    listener.acceptor.pause(100.0)
+    listener.acceptor.close()
+    assert loop.timer_count == 0
+    assert not listener.acceptor.is_listening
+
+
+def test_a_pause_in_another_thread_is_refused(loop_thread: EventLoop) -> None:
+    acceptor = Acceptor(loop_thread, InetAddress.loopback(0))
+    for use in (lambda: acceptor.pause(1.0), acceptor.drain_queue):
+        with pytest.raises(RuntimeError, match="belongs to thread 'loop'"):
+            use()
+    call_in_loop(loop_thread, acceptor.close)
+
+
+# --- emptying the queue ---
+
+
+def test_drain_queue_accepts_all_who_are_in_it(listener: Listener) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(150):
+            stack.enter_context(listener.connect())
+        assert listener.acceptor.drain_queue() == 150
+        assert len(listener.accepted) == 150
+        assert listener.acceptor.drain_queue() == 0
+
+
+def test_drain_queue_does_not_stop_at_a_pause(listener: Listener) -> None:
+    def accept(fd: int, peer: Address) -> None:
+        listener.accepted.append((fd, peer))
+        listener.acceptor.pause(100.0)
+
+    listener.acceptor.new_connection_callback = accept
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(listener.connect())
+        assert listener.acceptor.drain_queue() == 10
+
+
+def test_drain_queue_stops_when_the_callback_closes(listener: Listener) -> None:
+    def accept_one(fd: int, peer: Address) -> None:
+        listener.accepted.append((fd, peer))
+        listener.acceptor.close()
+
+    listener.acceptor.new_connection_callback = accept_one
+    with listener.connect(), listener.connect():
+        assert listener.acceptor.drain_queue() == 1
+    assert listener.acceptor.drain_queue() == 0
+
+
+def test_drain_queue_goes_on_after_a_callback_that_raises(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(fd: int, peer: Address) -> None:
+        listener.accepted.append((fd, peer))
+        raise ZeroDivisionError("of a newcomer")
+
+    listener.acceptor.new_connection_callback = fail
+    with listener.connect(), listener.connect():
+        assert listener.acceptor.drain_queue() == 2
+    assert caplog.text.count("ZeroDivisionError: of a newcomer") == 2
+
+
+def test_drain_queue_of_what_does_not_listen_accepts_nobody(loop: EventLoop) -> None:
+    acceptor = Acceptor(loop, InetAddress.loopback(0))
+    assert acceptor.drain_queue() == 0
+    acceptor.close()
+
+
+# --- sockets that are bound already ---
+
+
+def bound_socket(is_listening: bool) -> Socket:
+    sock = Socket.create(socket.AF_INET)
+    sock.bind(InetAddress.loopback(0))
+    if is_listening:
+        sock.listen(7)
+    return sock
+
+
+@pytest.mark.parametrize("is_listening", [True, False])
+def test_a_socket_that_is_bound_already_is_taken_over(loop: EventLoop, is_listening: bool) -> None:
+    sock = bound_socket(is_listening)
+    os.set_blocking(sock.fd, True)
+    os.set_inheritable(sock.fd, True)
+    address = sock.local_address
+    acceptor = Acceptor(loop, None, listening=sock, no_delay=True)
+    assert acceptor.socket is sock
+    assert acceptor.address == address
+    assert not os.get_blocking(sock.fd)
+    assert not os.get_inheritable(sock.fd)
+    assert not acceptor.is_listening
+    accepted: list[int] = []
+    acceptor.new_connection_callback = lambda fd, _: (accepted.append(fd), loop.quit())
+    acceptor.listen()
+    with socket.create_connection(address.sockaddr, timeout=PATIENCE_S):
+        loop.run()
+        with socket.socket(fileno=accepted[0]) as copy:
+            assert copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert copy.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    acceptor.close()
+    assert sock.fd == -1
+
+
+def test_the_others_who_hold_the_socket_go_on_when_one_closes(loop: EventLoop) -> None:
+    sock = bound_socket(is_listening=True)
+    with socket.socket(fileno=os.dup(sock.fd)) as other:
+        acceptor = Acceptor(loop, None, listening=sock)
+        acceptor.listen()
+        acceptor.close()
+        with socket.create_connection(other.getsockname(), timeout=PATIENCE_S):
+            other.settimeout(PATIENCE_S)
+            other.accept()[0].close()
+
+
+def test_what_cannot_be_taken_over_is_refused_and_stays_with_its_owner(loop: EventLoop) -> None:
+    unbound = Socket.create(socket.AF_INET)
+    unnamed = Socket.create(socket.AF_UNIX)
+    with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("127.0.0.1", 0))
+        wrong_kind = Socket(os.dup(datagrams.fileno()))
+    for sock in (unbound, unnamed, wrong_kind):
+        with pytest.raises(ValueError, match=r"is not bound|is no stream socket"):
+            Acceptor(loop, None, listening=sock)
+        os.fstat(sock.fd)
+        sock.close()
+        with pytest.raises(OSError):
+            Acceptor(loop, None, listening=sock)
+
+
+def test_what_does_not_go_with_a_bound_socket_is_refused(loop: EventLoop) -> None:
+    with contextlib.closing(bound_socket(is_listening=True)) as sock:
+        with pytest.raises(ValueError, match="bound already"):
+            Acceptor(loop, InetAddress.loopback(0), listening=sock)
+        with pytest.raises(ValueError, match="bound already"):
+            Acceptor(loop, None, listening=sock, reuse_port=True)
+        with pytest.raises(ValueError, match="bound already"):
+            Acceptor(loop, None, listening=sock, unix_mode=0o600)
+    with pytest.raises(TypeError, match="must be an InetAddress or UnixAddress, got None"):
+        Acceptor(loop, None)
 
 
 # --- errors ---
@@ -271,7 +484,7 @@ def test_close_resets_those_still_in_the_queue(listener: Listener) -> None:
 
 
 def test_close_inside_the_callback_leaves_the_rest_of_the_queue_alone(listener: Listener, loop: EventLoop) -> None:
-    def accept_one(fd: int, peer: InetAddress) -> None:
+    def accept_one(fd: int, peer: Address) -> None:
         listener.accepted.append((fd, peer))
         listener.acceptor.close()
 
@@ -526,3 +739,18 @@ free(held)
 print(json.dumps({"served": served, "closed": closed}))
 """)
     assert result == {"served": True, "closed": True}
+
+
+def test_drain_queue_ends_where_the_table_is_full_and_the_rest_is_served_later() -> None:
+    result = run_full("""
+clients = sockets(5)
+in_loop(lambda: acceptor.pause(100.0))
+held = fill()
+connect(*clients)
+free([held.pop(), held.pop()])
+drained = in_loop(acceptor.drain_queue)
+free(held)
+rest = in_loop(acceptor.drain_queue)
+print(json.dumps({"drained": drained, "rest": rest, "accepted": len(accepted)}))
+""")
+    assert result == {"drained": 2, "rest": 3, "accepted": 5}

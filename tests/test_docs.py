@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from certificates import client_context, write_files
 from conftest import PATIENCE_S, eventually, receive_all, receive_exactly
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,7 @@ def snippets_of(page: Path) -> list[Snippet]:
 
 SNIPPETS = [snippet for page in PAGES for snippet in snippets_of(page)]
 PROGRAMS = [snippet for snippet in SNIPPETS if snippet.order == "runs"]
-SERVERS = [snippet for snippet in SNIPPETS if snippet.order.startswith("serves: ")]
+SERVERS = [snippet for snippet in SNIPPETS if snippet.order.startswith(("serves: ", "serves TLS: "))]
 
 
 class Program:
@@ -77,6 +78,8 @@ class Program:
         path = folder / "snippet.py"
         # A server logs its address, at a level that a program has to ask for.
         path.write_text("import logging; logging.basicConfig(level=logging.INFO)\n" + PORT.sub(r"\g<1>0", code))
+        if "key.pem" in code:
+            write_files(folder)
         self.log = folder / "log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -86,6 +89,7 @@ class Program:
                 stderr=log,
                 text=True,
                 start_new_session=True,
+                cwd=folder,
             )
 
     def wait(self) -> tuple[int, str]:
@@ -165,9 +169,13 @@ def test_a_program_runs_and_prints_what_the_page_says(snippet, start):
 
 @pytest.mark.parametrize("snippet", SERVERS, ids=str)
 def test_a_server_answers_as_the_page_says_and_ends_on_ctrl_c(snippet, start):
-    sent, answer = map(ast.literal_eval, snippet.order.removeprefix("serves: ").split(" -> "))
+    kind, exchange = snippet.order.split(": ", 1)
+    sent, answer = map(ast.literal_eval, exchange.split(" -> "))
     program = start(snippet.code)
-    with connect(port_of(program)) as client:
+    with (
+        connect(port_of(program)) as sock,
+        client_context().wrap_socket(sock, server_hostname="localhost") if kind == "serves TLS" else sock as client,
+    ):
         client.sendall(sent)
         assert receive_exactly(client, len(answer)) == answer
         code = program.end()

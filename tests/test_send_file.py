@@ -23,7 +23,7 @@ class Sender:
     def __init__(self, serve: Any, threads: int = 0, **settings: Any) -> None:
         self.told: list[OSError | None] = []
         self.done = threading.Event()
-        self.connection: TcpConnection | None = None
+        self.connection: TcpConnection
         self.up = threading.Event()
         self.down = threading.Event()
         self.server = serve(threads, connection_callback=self.on_connection, **settings)

@@ -11,11 +11,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from conftest import PATIENCE_S, eventually, reset
 from pymuduo import InetAddress, Socket
+from pymuduo.callbacks import Address
+from pymuduo.unix_address import UnixAddress
 
 
 @pytest.fixture
@@ -43,10 +46,10 @@ def pair(listener: Socket) -> Iterator[tuple[Socket, socket.socket]]:
         ours.close()
 
 
-def accept_from(listener: Socket) -> tuple[int, InetAddress | None]:
+def accept_from(listener: Socket) -> tuple[int, Address | None]:
     """Accept one connection, for which a client has connected already."""
 
-    def accept() -> list[tuple[int, InetAddress | None]]:
+    def accept() -> list[tuple[int, Address | None]]:
         accepted = listener.accept()
         return [accepted] if accepted[0] >= 0 else []
 
@@ -67,7 +70,7 @@ def option(sock: Socket, level: int, name: int) -> int:
         return copy.getsockopt(level, name)
 
 
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
 def test_a_new_socket_is_non_blocking_and_close_on_exec(family: int) -> None:
     made = Socket.create(family)
     assert not os.get_blocking(made.fd)
@@ -114,6 +117,59 @@ def test_both_ends_know_their_addresses(pair: tuple[Socket, socket.socket]) -> N
     ours, theirs = pair
     assert ours.local_address == InetAddress(*theirs.getpeername())
     assert ours.peer_address == InetAddress(*theirs.getsockname())
+
+
+def test_is_listening_tells_whether_peers_can_connect(sock: Socket) -> None:
+    sock.bind(InetAddress.loopback(0))
+    assert not sock.is_listening
+    sock.listen()
+    assert sock.is_listening
+
+
+def test_both_ends_of_a_unix_connection_know_their_addresses(tmp_path: Path) -> None:
+    address = UnixAddress(tmp_path / "s")
+    with contextlib.closing(Socket.create(socket.AF_UNIX)) as listener, socket.socket(socket.AF_UNIX) as theirs:
+        listener.bind(address)
+        listener.listen()
+        assert listener.local_address == address
+        theirs.connect(address.sockaddr)
+        fd, peer = accept_from(listener)
+        with contextlib.closing(Socket(fd)) as ours:
+            assert peer == UnixAddress.unnamed()
+            assert ours.local_address == address
+            assert ours.peer_address == UnixAddress.unnamed()
+
+
+def test_a_unix_peer_has_credentials(tmp_path: Path) -> None:
+    with contextlib.closing(Socket.create(socket.AF_UNIX)) as listener, socket.socket(socket.AF_UNIX) as theirs:
+        listener.bind(UnixAddress(tmp_path / "s"))
+        listener.listen()
+        theirs.connect(str(tmp_path / "s"))
+        with contextlib.closing(Socket(accept_from(listener)[0])) as ours:
+            credentials = ours.peer_credentials()
+            assert credentials == (os.getpid(), os.getuid(), os.getgid())
+            assert (credentials.pid, credentials.uid, credentials.gid) == credentials
+
+
+def test_a_peer_in_another_process_has_that_ones_pid(tmp_path: Path) -> None:
+    code = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
+    with contextlib.closing(Socket.create(socket.AF_UNIX)) as listener:
+        listener.bind(UnixAddress(tmp_path / "s"))
+        listener.listen()
+        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "s")]) as client:
+            with contextlib.closing(Socket(accept_from(listener)[0])) as ours:
+                assert ours.peer_credentials().pid == client.pid
+            assert client.wait(PATIENCE_S) == 0
+
+
+def test_credentials_of_nobody_are_an_error(pair: tuple[Socket, socket.socket]) -> None:
+    with pytest.raises(OSError, match="is no Unix socket") as caught:
+        pair[0].peer_credentials()
+    assert caught.value.errno == errno.EOPNOTSUPP
+    with contextlib.closing(Socket.create(socket.AF_UNIX)) as alone:
+        with pytest.raises(OSError, match="has no peer") as caught:
+            alone.peer_credentials()
+        assert caught.value.errno == errno.ENOTCONN
 
 
 def test_port_0_becomes_the_port_that_the_kernel_chose(sock: Socket) -> None:
@@ -256,6 +312,11 @@ def test_a_port_taken_between_bind_and_listen_is_named(sock: Socket) -> None:
         assert caught.value.errno == errno.EADDRINUSE
 
 
+def test_permissions_are_for_files(sock: Socket) -> None:
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:0 has none"):
+        sock.bind(InetAddress.loopback(0), mode=0o600)
+
+
 def test_reuse_port_lets_two_listen(sock: Socket) -> None:
     with contextlib.closing(Socket.create(socket.AF_INET)) as second:
         sock.set_reuse_port(True)
@@ -284,8 +345,21 @@ def test_no_peer_is_enotconn(sock: Socket) -> None:
         lambda s: s.set_tcp_no_delay(True),
         lambda s: s.get_option(socket.SOL_SOCKET, socket.SO_REUSEADDR),
         lambda s: s.tcp_info(),
+        lambda s: s.is_listening,
+        lambda s: s.peer_credentials(),
     ],
-    ids=["bind", "listen", "local", "peer", "reuse", "no_delay", "get_option", "tcp_info"],
+    ids=[
+        "bind",
+        "listen",
+        "local",
+        "peer",
+        "reuse",
+        "no_delay",
+        "get_option",
+        "tcp_info",
+        "is_listening",
+        "credentials",
+    ],
 )
 def test_using_a_closed_socket_raises_os_error(sock: Socket, use: object) -> None:
     assert callable(use)

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -272,8 +273,43 @@ def test_a_listener_has_no_peer(listener: socket.socket) -> None:
     assert _sys.peer_address(listener.fileno()) is None
 
 
-def test_a_unix_socket_has_no_ip(pair: tuple[socket.socket, socket.socket]) -> None:
-    assert _sys.local_address(pair[0].fileno()) == ("", 0, 0)
+def test_a_unix_socket_that_was_never_bound_has_no_name(pair: tuple[socket.socket, socket.socket]) -> None:
+    assert _sys.local_address(pair[0].fileno()) == b""
+    assert _sys.peer_address(pair[0].fileno()) == b""
+
+
+@pytest.mark.parametrize("name", [b"\0pymuduo-%d" % os.getpid(), b"\0%d-a\0b\n\xff" % os.getpid(), b"\0" + b"x" * 107])
+def test_a_unix_socket_has_an_abstract_name_whatever_is_in_it(name: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(name)
+        assert _sys.local_address(bound.fileno()) == name
+
+
+def test_a_unix_socket_has_a_path_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (b"x", b"\xff\xfe", b"y" * 107):
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path)
+            assert _sys.local_address(bound.fileno()) == path
+
+
+def test_accept_tells_a_unix_peer_by_its_name(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        listener.setblocking(False)
+        for name, expected in ((None, b""), (b"\0peer-%d" % os.getpid(), b"\0peer-%d" % os.getpid())):
+            with socket.socket(socket.AF_UNIX) as client:
+                if name is not None:
+                    client.bind(name)
+                client.connect(str(tmp_path / "s"))
+                fd, peer = _sys.accept(listener.fileno())
+                assert peer == expected
+                assert _sys.peer_address(fd) == expected
+                assert _sys.local_address(fd) == os.fsencode(tmp_path / "s")
+                assert not os.get_blocking(fd)
+                assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+                _sys.close(fd)
 
 
 # --- what a loop waits with ---

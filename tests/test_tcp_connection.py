@@ -1177,6 +1177,7 @@ def test_a_half_open_connection_whose_peer_resets_ends(serve, threads):
     assert half.wait(PATIENCE_S)
     reset(client)
     assert recorder.closed.wait(PATIENCE_S)
+    assert recorder.connection is not None
     assert isinstance(recorder.connection.error, ConnectionError)
 
 
@@ -1192,6 +1193,7 @@ def test_a_fin_of_both_ends_closes_a_half_open_connection_once_all_is_sent(serve
         connection.shutdown()
         assert len(receive_all(client)) == 8 * MIB
         assert recorder.closed.wait(PATIENCE_S)
+    assert recorder.connection is not None
     assert recorder.connection.error is None
 
 

@@ -306,16 +306,19 @@ def close(fd: int) -> int:
     return 0
 
 
-def _address(sockaddr: Any) -> tuple[str, int, int]:
-    """``(ip, port, scope id)`` of what the socket module returns."""
+def _address(sockaddr: Any) -> tuple[str, int, int] | bytes:
+    """``(ip, port, scope id)`` of what the socket module returns; of a Unix socket what is in its ``sun_path``."""
     if isinstance(sockaddr, tuple) and len(sockaddr) >= 2:
         scope = sockaddr[3] if len(sockaddr) > 3 else 0
         return sockaddr[0].partition("%")[0], sockaddr[1], scope
-    return "", 0, 0
+    return os.fsencode(sockaddr or b"")
 
 
-def accept(fd: int) -> tuple[int, tuple[str, int, int] | None]:
-    """Accept one connection, non-blocking and close-on-exec: ``(fd, peer)`` or ``(-errno, None)``."""
+def accept(fd: int) -> tuple[int, tuple[str, int, int] | bytes | None]:
+    """Accept one connection, non-blocking and close-on-exec: ``(fd, peer)`` or ``(-errno, None)``.
+
+    The peer is ``(ip, port, scope id)``; of a Unix socket it is the name in bytes, most often none (``b""``).
+    """
     try:
         # The undocumented half of socket.accept(): a bare descriptor, so that nothing here owns it.
         new_fd, peer = _with_socket(fd, lambda s: s._accept())  # type: ignore[attr-defined]
@@ -325,16 +328,16 @@ def accept(fd: int) -> tuple[int, tuple[str, int, int] | None]:
     return new_fd, _address(peer)
 
 
-def local_address(fd: int) -> tuple[str, int, int] | None:
-    """``(ip, port, scope id)`` of this end, None if there is none."""
+def local_address(fd: int) -> tuple[str, int, int] | bytes | None:
+    """``(ip, port, scope id)`` of this end, or a Unix socket's name in bytes; None if there is none."""
     try:
         return _address(_with_socket(fd, lambda s: s.getsockname()))
     except OSError:
         return None
 
 
-def peer_address(fd: int) -> tuple[str, int, int] | None:
-    """``(ip, port, scope id)`` of the other end, None if there is none."""
+def peer_address(fd: int) -> tuple[str, int, int] | bytes | None:
+    """``(ip, port, scope id)`` of the other end, or a Unix socket's name in bytes; None if there is none."""
     try:
         return _address(_with_socket(fd, lambda s: s.getpeername()))
     except OSError:

@@ -53,11 +53,13 @@ cdef extern from * nogil:
     #include <sys/socket.h>
     #include <sys/timerfd.h>
     #include <sys/uio.h>
+    #include <sys/un.h>
     #include <arpa/inet.h>
     #include <netinet/in.h>
     #include <unistd.h>
     """
     void *memmem(const void *haystack, size_t n, const void *needle, size_t m)
+    size_t strnlen(const char *text, size_t limit)
 
     int EPOLL_CLOEXEC
     int epoll_create1(int flags)
@@ -102,7 +104,9 @@ cdef extern from * nogil:
         unsigned int sin6_flowinfo
         in6_addr sin6_addr
         unsigned int sin6_scope_id
-    int AF_INET, AF_INET6, SOL_SOCKET, SO_ERROR, SHUT_WR, SOCK_NONBLOCK, SOCK_CLOEXEC
+    struct sockaddr_un:
+        char sun_path[108]
+    int AF_INET, AF_INET6, AF_UNIX, SOL_SOCKET, SO_ERROR, SHUT_WR, SOCK_NONBLOCK, SOCK_CLOEXEC
     int accept4(int fd, sockaddr *address, socklen_t *n, int flags)
     int getsockname(int fd, sockaddr *address, socklen_t *n)
     int getpeername(int fd, sockaddr *address, socklen_t *n)
@@ -543,8 +547,18 @@ cdef str _dotted(const uint8_t *number):
     return PyUnicode_FromString(text)
 
 
-cdef object _address(sockaddr *address):
+cdef bytes _unix_name(sockaddr_un *address, Py_ssize_t count):
+    """What is in sun_path: *count* bytes, if it is an abstract name; a path ends at its zero."""
+    if count <= 0:
+        return b""
+    if address.sun_path[0]:
+        count = strnlen(address.sun_path, count)
+    return PyBytes_FromStringAndSize(address.sun_path, count)
+
+
+cdef object _address(sockaddr *address, socklen_t size):
     cdef char text[_TEXT_BYTES]
+    cdef sockaddr_un *un = <sockaddr_un *>address
     cdef sockaddr_in *v4 = <sockaddr_in *>address
     cdef sockaddr_in6 *v6 = <sockaddr_in6 *>address
     if address.sa_family == AF_INET:
@@ -552,7 +566,7 @@ cdef object _address(sockaddr *address):
     if address.sa_family == AF_INET6:
         inet_ntop(AF_INET6, &v6.sin6_addr, text, _TEXT_BYTES)
         return PyUnicode_FromString(text), <int>ntohs(v6.sin6_port), <long long>v6.sin6_scope_id
-    return "", 0, 0
+    return _unix_name(un, <Py_ssize_t>size - (un.sun_path - <char *>un)) if address.sa_family == AF_UNIX else b""
 
 
 cpdef object accept(int fd):
@@ -561,7 +575,7 @@ cpdef object accept(int fd):
     cdef int new_fd = accept4(fd, <sockaddr *>storage, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)
     if new_fd < 0:
         return -errno, None
-    return new_fd, _address(<sockaddr *>storage)
+    return new_fd, _address(<sockaddr *>storage, n)
 
 
 cpdef object local_address(int fd):
@@ -569,7 +583,7 @@ cpdef object local_address(int fd):
     cdef socklen_t n = _ADDRESS_BYTES
     if getsockname(fd, <sockaddr *>storage, &n) < 0:
         return None
-    return _address(<sockaddr *>storage)
+    return _address(<sockaddr *>storage, n)
 
 
 cpdef object peer_address(int fd):
@@ -577,7 +591,7 @@ cpdef object peer_address(int fd):
     cdef socklen_t n = _ADDRESS_BYTES
     if getpeername(fd, <sockaddr *>storage, &n) < 0:
         return None
-    return _address(<sockaddr *>storage)
+    return _address(<sockaddr *>storage, n)
 
 
 # --- what a loop waits with ------------------------------------------------------------------------------------

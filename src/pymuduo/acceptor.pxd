@@ -11,11 +11,16 @@ cdef class Acceptor:
     cdef object __weakref__
     cdef readonly EventLoop loop
     cdef readonly Socket socket
-    cdef readonly InetAddress address
+    cdef readonly object address
     cdef public object new_connection_callback
     cdef Channel _channel
     cdef readonly bint has_reserve
     cdef int _reserve_fd
+    cdef readonly object _file
     cdef object _resume_timer
+    cdef double _resume_at
     cdef double _next_report
     cdef long long _turned_away
+
+    cdef object _hand_on(self, int fd, object peer)
+    cdef object _remove_file(self)

@@ -28,6 +28,7 @@ cdef class Buffer(ReadableRegion):
     cpdef Py_ssize_t read_fd(self, int fd, bytearray scratch=*) except? -1
     @cython.locals(count=Py_ssize_t)
     cpdef Py_ssize_t write_fd(self, int fd) except? -1
+    cpdef object take_from(self, bytearray scratch, Py_ssize_t count)
     cpdef bint give_back(self) except -1
     cdef object _advance(self, Py_ssize_t count)
     @cython.locals(readable=Py_ssize_t, size=Py_ssize_t, room=Py_ssize_t)

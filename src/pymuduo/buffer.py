@@ -336,6 +336,19 @@ class Buffer(ReadableRegion):
         self._end += count - writable
         return count
 
+    def take_from(self, scratch: bytearray, count: int) -> None:
+        """Append the first *count* bytes of *scratch*, one or more; an empty buffer borrows them, as in ``read_fd``."""
+        if self._begin == self._end:
+            self._data = scratch
+            self._begin = 0
+            self._end = count
+            self._borrowed = True
+            return
+        if len(self._data) - self._end < count:
+            self._make_room(count)
+        _sys.copy(self._data, self._end, scratch, 0, count)
+        self._end += count
+
     def write_fd(self, fd: int) -> int:
         """Write once to *fd*, from where the bytes lie, and drop what was taken: bytes written, or ``-errno``."""
         count = _sys.write_part(fd, self._data, self._begin, self._end)

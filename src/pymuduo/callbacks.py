@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pymuduo.codec.base import ProtocolError
     from pymuduo.event_loop import EventLoop
     from pymuduo.inet_address import InetAddress
+    from pymuduo.tcp_client import TcpClient
     from pymuduo.tcp_connection import TcpConnection
     from pymuduo.timestamp import Timestamp
     from pymuduo.unix_address import UnixAddress
@@ -25,6 +26,7 @@ WriteCompleteCallback: TypeAlias = Callable[["TcpConnection"], object]
 HighWaterMarkCallback: TypeAlias = Callable[["TcpConnection", int], object]
 LowWaterMarkCallback: TypeAlias = Callable[["TcpConnection"], object]
 PeerShutdownCallback: TypeAlias = Callable[["TcpConnection"], object]
+ConnectFailedCallback: TypeAlias = Callable[["TcpClient", Exception], object]
 CloseCallback: TypeAlias = Callable[["TcpConnection"], object]
 HandshakeFailedCallback: TypeAlias = Callable[["TcpConnection", Exception], object]
 ThreadInitCallback: TypeAlias = Callable[["EventLoop"], object]

@@ -8,4 +8,4 @@ cdef class InetAddress:
 
 
 @cython.locals(made=InetAddress)
-cdef InetAddress from_kernel(tuple address)
+cpdef InetAddress from_kernel(tuple address)

@@ -7,6 +7,7 @@ cdef class Layer:
     cdef public Py_ssize_t payload_sent
     cdef public bint holds_up
     cdef public bint holds_input
+    cdef public object ssl_object
 
     cpdef Py_ssize_t read(self, Buffer into) except? -1
     cpdef Py_ssize_t read_held(self, Buffer into) except? -1

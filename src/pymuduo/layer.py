@@ -10,7 +10,7 @@ A layer belongs to its connection's loop and is called in that loop's thread alo
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pymuduo.buffer import Buffer
@@ -29,15 +29,17 @@ class Layer:
         payload_sent: bytes of payload written since the connection last took note (it sets it back to 0).
         holds_up: whether the connection is not up before the layer says so (``TcpConnection.layer_is_ready``).
         holds_input: whether something that was received waits in the layer (see ``read_held``).
+        ssl_object: of TLS, what was agreed on; else None.
     """
 
-    __slots__ = ("connection", "holds_input", "holds_up", "payload_sent", "unsent")
+    __slots__ = ("connection", "holds_input", "holds_up", "payload_sent", "ssl_object", "unsent")
 
     connection: TcpConnection | None
     unsent: int
     payload_sent: int
     holds_up: bool
     holds_input: bool
+    ssl_object: Any
 
     def __init__(self) -> None:
         self.connection = None
@@ -45,6 +47,7 @@ class Layer:
         self.payload_sent = 0
         self.holds_up = False
         self.holds_input = False
+        self.ssl_object = None
 
     def attach(self, connection: TcpConnection) -> None:
         """Become the layer of *connection*, which may not be up yet."""

@@ -17,3 +17,6 @@ cdef class Socket:
 
 @cython.locals(made=Socket)
 cdef Socket owner_of(int fd)
+
+
+cdef object _address(object address)

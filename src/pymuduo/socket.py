@@ -1,4 +1,4 @@
-"""A TCP socket descriptor and what can be set on it: muduo's ``Socket`` and ``SocketsOps``.
+"""A TCP or Unix stream socket's descriptor and what can be set on it: muduo's ``Socket`` and ``SocketsOps``.
 
 A Socket owns its descriptor: closing it, or dropping the last reference, closes the descriptor. Every descriptor
 is non-blocking and close-on-exec. It belongs to the thread of whatever loop uses it.
@@ -12,11 +12,14 @@ import socket as _socket
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from pymuduo import _sys, inet_address
-from pymuduo.inet_address import InetAddress
+from pymuduo import _sys, inet_address, socket_file, unix_address
+from pymuduo.unix_address import UnixAddress
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from pymuduo.callbacks import Address
+    from pymuduo.socket_file import SocketFile
 
 _SOL_SOCKET = _socket.SOL_SOCKET
 _TCP = _socket.IPPROTO_TCP
@@ -27,6 +30,8 @@ _TCP_NODELAY = _socket.TCP_NODELAY
 
 # The first part of struct tcp_info (linux/tcp.h), unchanged since Linux 2.6: eight bytes, then 24 32-bit counters.
 _TCP_INFO = struct.Struct("8B24I")
+_UCRED = struct.Struct("iII")
+_NOBODY = 0xFFFFFFFF  # the uid of a socket that has no peer
 
 
 class TcpInfo(NamedTuple):
@@ -52,11 +57,24 @@ class TcpInfo(NamedTuple):
     total_retrans: int
 
 
+class PeerCredentials(NamedTuple):
+    """Who is at the other end of a Unix socket (``SO_PEERCRED``).
+
+    The kernel vouches for it: who connected, or made the listening socket, at the moment in which that was done. A
+    process may hand its socket to another one afterwards. The pid is 0 if it belongs to a PID namespace that can't be
+    seen from here, and may be another process's by the time you look.
+    """
+
+    pid: int
+    uid: int
+    gid: int
+
+
 class Socket:
-    """Owns a TCP socket descriptor.
+    """Owns a socket's descriptor: TCP or Unix.
 
     Args:
-        fd: a non-blocking, close-on-exec stream socket, owned by this object from now on.
+        fd: a non-blocking, close-on-exec socket, owned by this object from now on.
 
     muduo: ``Socket``.
     """
@@ -69,23 +87,40 @@ class Socket:
 
     @staticmethod
     def create(family: int) -> Socket:
-        """Return a new socket for ``AF_INET`` or ``AF_INET6``; OSError if there is no descriptor left."""
+        """Return a new stream socket for ``AF_INET``, ``AF_INET6`` or ``AF_UNIX``; OSError if no descriptor is left."""
         kind = _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
         return Socket(_socket.socket(family, kind, 0).detach())
 
-    def bind(self, address: InetAddress) -> None:
+    def bind(self, address: Address, *, mode: int | None = None) -> SocketFile | None:
         """Take a local address.
 
+        A Unix socket's file that a dead server has left behind is replaced; nothing else is ever removed, neither a
+        living server's socket nor what is no socket. Two servers that find the same dead file don't disturb each other:
+        one gets the address. If the file is another user's, or the directory can't be read, it stays.
+
+        Args:
+            mode: the permissions of a Unix socket's file, such as ``0o660``, whatever the umask says; None: what the
+                umask leaves. (Writing is what a client must be allowed.)
+
+        Returns:
+            The file of a Unix socket, None for other addresses. Closing the socket leaves the file where it is;
+            ``remove`` it before.
         Raises:
             OSError: the address is in use, not this machine's, or not allowed; the message names it.
+            ValueError: *mode* for an address that is no file.
         """
         with _Borrowed(self.fd) as sock:
             try:
+                if isinstance(address, UnixAddress):
+                    return socket_file.bind(sock, address, mode)
+                if mode is not None:
+                    raise ValueError(f"only a Unix socket's file has permissions, {address} has none")
                 if address.ip == "::":
                     sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0)
                 sock.bind(address.sockaddr)
             except OSError as e:
                 raise _named(e, "bind", address) from None
+        return None
 
     def listen(self, backlog: int = _socket.SOMAXCONN) -> None:
         """Let peers connect; up to *backlog* of them wait to be accepted. Raises OSError."""
@@ -95,26 +130,45 @@ class Socket:
             except OSError as e:
                 raise _named(e, "listen on", self.local_address) from None
 
-    def accept(self) -> tuple[int, InetAddress | None]:
+    def accept(self) -> tuple[int, Address | None]:
         """Accept one connection: its descriptor, which the caller owns, and the peer; or ``(-errno, None)``."""
         fd, peer = _sys.accept(self.fd)
-        return fd, None if peer is None else inet_address.from_kernel(peer)
+        return fd, None if peer is None else _address(peer)
 
     @property
-    def local_address(self) -> InetAddress:
+    def is_listening(self) -> bool:
+        """Whether peers can connect to it (``SO_ACCEPTCONN``). Raises OSError if the socket is closed."""
+        return bool(self.get_option(_SOL_SOCKET, _socket.SO_ACCEPTCONN))
+
+    @property
+    def local_address(self) -> Address:
         """The address of this end. Raises OSError if the socket is closed."""
         address = _sys.local_address(self.fd)
         if address is None:
             raise OSError(errno.EBADF, f"{self!r} has no local address")
-        return inet_address.from_kernel(address)
+        return _address(address)
 
     @property
-    def peer_address(self) -> InetAddress:
+    def peer_address(self) -> Address:
         """The address of the other end. Raises OSError if there is none."""
         address = _sys.peer_address(self.fd)
         if address is None:
             raise OSError(errno.ENOTCONN, f"{self!r} has no peer")
-        return inet_address.from_kernel(address)
+        return _address(address)
+
+    def peer_credentials(self) -> PeerCredentials:
+        """Return who the peer of a Unix socket is.
+
+        Raises:
+            OSError: this is no Unix socket, it has no peer, or it is closed.
+        """
+        with _Borrowed(self.fd) as sock:
+            if sock.family != _socket.AF_UNIX:
+                raise OSError(errno.EOPNOTSUPP, f"{self!r} is no Unix socket: its peer has no credentials")
+            pid, uid, gid = _UCRED.unpack(sock.getsockopt(_SOL_SOCKET, _socket.SO_PEERCRED, _UCRED.size))
+        if uid == _NOBODY:
+            raise OSError(errno.ENOTCONN, f"{self!r} has no peer")
+        return PeerCredentials(pid, uid, gid)
 
     def set_reuse_address(self, on: bool) -> None:
         """Bind although connections of an earlier server linger in TIME_WAIT (``SO_REUSEADDR``)."""
@@ -215,7 +269,12 @@ class _Borrowed:
         self._sock.detach()
 
 
-def _named(error: OSError, what: str, address: InetAddress) -> OSError:
+def _address(address: tuple[str, int, int] | bytes) -> Address:
+    """Return what the kernel said as an address."""
+    return unix_address.from_kernel(address) if isinstance(address, bytes) else inet_address.from_kernel(address)
+
+
+def _named(error: OSError, what: str, address: Address) -> OSError:
     """Return the same error with the address in its message."""
     number = error.errno or 0
     return OSError(number, f"cannot {what} {address}: {os.strerror(number)}")

@@ -84,6 +84,7 @@ cdef class TcpConnection(Flushable):
     # Flags, a byte each.
     cdef unsigned char _in_handler
     cdef unsigned char _above_mark
+    cdef unsigned char _completion_due
     cdef unsigned char _low_due
     cdef unsigned char _half_close_wanted
     cdef unsigned char _output_ended

@@ -42,6 +42,8 @@ from pymuduo.event_loop import Flushable
 from pymuduo.output_queue import OutputQueue
 
 if TYPE_CHECKING:
+    import ssl
+
     from pymuduo.callbacks import (
         Address,
         BytesLike,
@@ -199,6 +201,7 @@ class TcpConnection(Flushable):
         "_channel",
         "_close_timer",
         "_closing",
+        "_completion_due",
         "_destroyed",
         "_fin_sent",
         "_half_close_wanted",
@@ -295,6 +298,7 @@ class TcpConnection(Flushable):
         self._reading = 0
         self._in_handler = False
         self._above_mark = False
+        self._completion_due = False  # something of the user's is in the layer, which may have things of its own
         self._low_due = False  # the high-water mark was reached, the low one not yet
         self._half_close_wanted = False
         self._output_ended = False  # the layer's goodbye is under way, or FIN
@@ -360,6 +364,15 @@ class TcpConnection(Flushable):
     def fd(self) -> int:
         """The socket's descriptor, for layers; -1 once it is closed. The loop's thread only."""
         return int(self._socket.fd)
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject | None:
+        """What TLS has agreed on, or None without TLS. The loop's thread only.
+
+        Ask it for ``version``, ``cipher``, ``getpeercert``, ``selected_alpn_protocol``, ``session_reused``; reading,
+        writing and ending it is the connection's business.
+        """
+        return None if self.layer is None else self.layer.ssl_object
 
     def tcp_info(self) -> TcpInfo:
         """Return what the kernel knows: round-trip time, retransmissions, windows. The loop's thread only.
@@ -558,8 +571,8 @@ class TcpConnection(Flushable):
     def set_layer(self, layer: Layer | None) -> None:
         """Put a layer between the connection and its socket, or take the one that is there away.
 
-        Before ``connect_established`` (whoever made it may do that), or while it is up or coming up. What was sent before leaves as it is, before
-        anything that the new layer writes.
+        Before ``connect_established`` (whoever made it may do that), or while it is up or coming up. What was sent
+        before leaves as it is, before anything that the new layer writes.
 
         Raises:
             RuntimeError: wrong thread; the connection has ended; or another layer still has bytes to write.
@@ -586,6 +599,7 @@ class TcpConnection(Flushable):
             if wire:
                 layer.append_wire(wire)
                 self._unsent = layer.unsent
+                self._completion_due = True
             if self._reading or self._state != _CONNECTING:
                 self._start_layer()
 
@@ -593,6 +607,10 @@ class TcpConnection(Flushable):
         """Bring the connection up: its layer has done what had to come first."""
         if self._state == _CONNECTING:
             self._come_up()
+
+    def read_again(self) -> None:
+        """Ask the layer later in this iteration for what it holds: the socket will not tell of it."""
+        self.loop.post(self._read_held, ())
 
     def note_error(self, error: Exception) -> None:
         """Keep *error* as the reason of the end, unless there is one already."""
@@ -623,7 +641,11 @@ class TcpConnection(Flushable):
     def _start_layer(self) -> None:
         layer = self.layer
         assert layer is not None
-        layer.start()
+        try:
+            layer.start()
+        except Exception as e:
+            self.fail(e)
+            return
         self._take_layer_output()
         if self.layer is layer and not layer.holds_up and self._state == _CONNECTING:
             self._come_up()
@@ -668,6 +690,7 @@ class TcpConnection(Flushable):
         assert self.layer is not None
         self.layer.append_file(region)
         self._unsent = self.layer.unsent
+        self._completion_due = True
         self.messages_sent += 1
         if self._unsent == 0:
             self.layer.output_drained()  # an empty part of a file
@@ -686,6 +709,7 @@ class TcpConnection(Flushable):
         if self.layer is not None:
             self.layer.append(data)
             self._unsent = self.layer.unsent
+            self._completion_due = True
         else:
             if self._unsent == 0:
                 self._only_chunk = data
@@ -756,7 +780,7 @@ class TcpConnection(Flushable):
         self._reading = 1
         self._set_interest(self._channel.events & _WRITE | _READ)
         if self.layer is not None:
-            self.loop.post(self._read_held, ())
+            self.read_again()
 
     def _stop_read_in_loop(self) -> None:
         if self._reading and self._state in (_CONNECTED, _DISCONNECTING):
@@ -1019,9 +1043,10 @@ class TcpConnection(Flushable):
             self._reach_low_water()
         if self._channel.events & _WRITE:
             self._set_interest(self._channel.events & ~_WRITE)
-        if self.write_complete_callback is not None:
+        if self.write_complete_callback is not None and (self.layer is None or self._completion_due):
             self.loop.post(self._run_write_complete, ())
         if self.layer is not None:
+            self._completion_due = False
             self.layer.output_drained()
         if self._half_close_wanted:
             self._half_close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import ssl
 import threading
 import time
 import weakref
@@ -19,10 +20,12 @@ from pymuduo.acceptor import Acceptor
 from pymuduo.event_loop import EventLoop
 from pymuduo.event_loop_thread_pool import EventLoopThreadPool
 from pymuduo.inet_address import InetAddress
+from pymuduo.proxy_protocol import ProxyLayer
 from pymuduo.tcp_connection import ConnectionState, TcpConnection
+from pymuduo.tls import HANDSHAKE_TIMEOUT_S, TlsLayer
+from pymuduo.unix_address import UnixAddress
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable
     from types import TracebackType
 
@@ -51,7 +54,6 @@ _log = logging.getLogger("pymuduo.tcp_server")
 
 _HIGH_WATER_MARK = 64 * 1024 * 1024
 _LOW_WATER_MARK = _HIGH_WATER_MARK // 4
-_HANDSHAKE_TIMEOUT_S = 10.0
 _CONNECTING = ConnectionState.CONNECTING
 _CLOSE_PATIENCE_S = 10.0  # how long a loop that is being closed waits for this server's threads
 
@@ -91,7 +93,7 @@ class TcpServer:
         reuse_port: several servers, in this process or others, share the port (``SO_REUSEPORT``).
         no_delay: small answers leave at once (``TCP_NODELAY``). On by default, unlike in muduo: output is
             coalesced here already, so the kernel's waiting for more would only add delay.
-        ssl_context: serve TLS with it.
+        ssl_context: serve TLS with it; made with ``ssl.PROTOCOL_TLS_SERVER``, its certificate loaded.
         listening: a socket that is bound, and perhaps listens, already (from systemd, a parent or a predecessor: see
             ``inherited_sockets``); the server owns it from now on.
         acceptors: ``"one"``: the base loop accepts and deals out. ``"per-loop"``: each I/O loop accepts for itself, on
@@ -152,10 +154,10 @@ class TcpServer:
         "_stopped",
         "_stopping",
         "_threads_ending",
+        "acceptors",
         "address",
         "close_callback",
         "connection_callback",
-        "acceptors",
         "context",
         "handshake_failed_callback",
         "handshake_timeout_s",
@@ -177,7 +179,7 @@ class TcpServer:
         "write_complete_callback",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0915  # one statement for each attribute
         self,
         loop: EventLoop,
         address: Address | None,
@@ -194,8 +196,10 @@ class TcpServer:
             raise TypeError(f"TcpServer name must be a str, got {name!r}")
         if not isinstance(loop, EventLoop):
             raise TypeError(f"TcpServer loop must be an EventLoop, got {loop!r}")
-        if listening is None and not hasattr(address, "sockaddr"):
+        if listening is None and not isinstance(address, (InetAddress, UnixAddress)):
             raise TypeError(f"TcpServer address must be an InetAddress or UnixAddress, got {address!r}")
+        if ssl_context is not None and ssl_context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+            raise ValueError("TcpServer ssl_context is a client's: make it with ssl.PROTOCOL_TLS_SERVER")
         if acceptors not in {"one", "per-loop"}:
             raise ValueError(f'TcpServer acceptors must be "one" or "per-loop", got {acceptors!r}')
         if acceptors == "per-loop" and (listening is not None or not isinstance(address, InetAddress)):
@@ -213,7 +217,7 @@ class TcpServer:
         self.max_output_bytes = 0
         self.peer_shutdown_callback: PeerShutdownCallback | None = None
         self.ssl_context = ssl_context
-        self.handshake_timeout_s = _HANDSHAKE_TIMEOUT_S
+        self.handshake_timeout_s = HANDSHAKE_TIMEOUT_S
         self.handshake_failed_callback: HandshakeFailedCallback | None = None
         self.proxy_protocol: ProxyProtocol | None = None
         self.limits: ConnectionLimits | None = None
@@ -223,13 +227,13 @@ class TcpServer:
         self.acceptors = acceptors
         self._no_delay = no_delay
         self._is_inherited = listening is not None
-        more = {} if listening is None and unix_mode is None else {"listening": listening, "unix_mode": unix_mode}
         self._acceptor = Acceptor(
             loop,
             address,
             reuse_port=reuse_port or acceptors == "per-loop",
             no_delay=no_delay,
-            **more,
+            listening=listening,
+            unix_mode=unix_mode,
         )
         self._acceptor.new_connection_callback = self._new_connection
         self._loop_acceptors: list[Acceptor] = []
@@ -451,7 +455,7 @@ class TcpServer:
         if local.is_any:
             of_this_one = _sys.local_address(fd)
             if of_this_one is not None:
-                local = inet_address.from_kernel(of_this_one)
+                local = inet_address.from_kernel(of_this_one)  # type: ignore[arg-type]  # a Unix address is not any
         number = self._take_number()
         connection = TcpConnection(io_loop, self._name_prefix, fd, local, peer, number)
         connection.connection_callback = self.connection_callback
@@ -514,17 +518,22 @@ class TcpServer:
     # --- new connections: in their own loop ---
 
     def _establish_in_layers(self, connection: TcpConnection) -> None:
-        from pymuduo.proxy_protocol import ProxyLayer
-        from pymuduo.tls import TlsLayer
+        if connection.state != _CONNECTING:
+            return  # closed on its way here
+        try:
+            connection.set_layer(self._make_layer())
+        except Exception as e:
+            connection.fail(e)
+            return
+        connection.connect_established()
 
+    def _make_layer(self) -> Layer | None:
         layer: Layer | None = None
         if self.ssl_context is not None:
             layer = TlsLayer(self.ssl_context, server_side=True, timeout_s=self.handshake_timeout_s)
         if self.proxy_protocol is not None:
             layer = ProxyLayer(self.proxy_protocol, layer)
-        if connection.state == _CONNECTING:  # not closed on its way here
-            connection.set_layer(layer)
-            connection.connect_established()
+        return layer
 
     def welcome(self, connection: TcpConnection) -> bool:
         """See a connection come up; False if the limits refuse the client that the load balancer named."""
@@ -546,7 +555,7 @@ class TcpServer:
         callback = self.handshake_failed_callback
         if callback is not None:
             try:
-                callback(connection, connection.error)
+                callback(connection, connection.error or ConnectionError("the connection ended before it was up"))
             except Exception as e:
                 connection.loop.handle_exception(e, connection)
 
@@ -611,7 +620,7 @@ class TcpServer:
         self._loop_acceptors = []
 
     def _close_acceptor(self, acceptor: Acceptor, is_in_a_hurry: bool) -> None:
-        if not is_in_a_hurry and not self._is_inherited and acceptor.is_listening and hasattr(acceptor, "drain_queue"):
+        if not is_in_a_hurry and not self._is_inherited and acceptor.is_listening:
             acceptor.drain_queue()  # closing would reset who is in it
         acceptor.close()
 

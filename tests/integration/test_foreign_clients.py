@@ -7,24 +7,12 @@ They are run as processes. ``.ci/install-clients`` installs them; where one is m
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import subprocess
 
 import pytest
 
-from conftest import PATIENCE_S, eventually
+from conftest import PATIENCE_S, eventually, installed
 from pymuduo import Buffer, TcpConnection
-
-
-def client(name: str) -> str:
-    """Return the path of a client program."""
-    path = shutil.which(name)
-    if path is None:
-        if os.environ.get("PYMUDUO_ALL_CLIENTS"):
-            pytest.fail(f"{name} is not installed")
-        pytest.skip(f"{name} is not installed")
-    return path
 
 
 def run(command: list[str], data: bytes) -> bytes:
@@ -53,7 +41,7 @@ def commands(port: int) -> dict[str, list[str]]:
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("name", ["nc", "ncat", "socat"])
 def test_a_client_that_half_closes_gets_the_whole_echo(serve, name, threads):
-    client(name)
+    installed(name)
     server = serve(threads, message_callback=echo)
     answer = run(commands(server.port)[name], PAYLOAD)
     assert hashlib.sha256(answer).hexdigest() == hashlib.sha256(PAYLOAD).hexdigest()
@@ -62,7 +50,7 @@ def test_a_client_that_half_closes_gets_the_whole_echo(serve, name, threads):
 
 @pytest.mark.parametrize("name", ["nc", "ncat", "socat", "curl"])
 def test_a_server_that_half_closes_delivers_everything_first(serve, name):
-    client(name)
+    installed(name)
 
     def greet(connection: TcpConnection) -> None:
         if connection.connected:
@@ -75,7 +63,7 @@ def test_a_server_that_half_closes_delivers_everything_first(serve, name):
 
 
 def test_curl_telnet_talks_line_by_line(serve):
-    client("curl")
+    installed("curl")
 
     def on_message(connection: TcpConnection, buffer: Buffer, when: object) -> None:
         while (end := buffer.find_eol()) >= 0:
@@ -89,7 +77,7 @@ def test_curl_telnet_talks_line_by_line(serve):
 
 
 def test_a_client_killed_in_mid_stream_leaves_nothing(serve):
-    client("nc")
+    installed("nc")
 
     def generate(connection: TcpConnection) -> None:
         if connection.connected:

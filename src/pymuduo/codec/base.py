@@ -112,6 +112,7 @@ class Codec:
                 return
             if not messages:
                 return
+            layer = connection.layer
             if self.message_callback is not None:
                 self._deliver(connection, messages, receive_time)
             elif self.batch_callback is not None:
@@ -120,6 +121,8 @@ class Codec:
                 except Exception as e:
                     if not self._goes_on(connection, e):
                         return
+            if connection.layer is not layer and connection.ssl_object is not None:
+                return  # what is left in the buffer is TLS, and no message
 
     def send(self, connection: TcpConnection, payload: bytes) -> bool:
         """Send one message; from any thread. False if the connection is no longer open.
@@ -143,10 +146,15 @@ class Codec:
         callback = self.message_callback
         assert callback is not None
         interrupt: BaseException | None = None
+        layer = connection.layer
         at, count = 0, len(messages)
         while at < count:
             try:
                 while at < count:  # entering a try costs as much as a small message
+                    if connection.layer is not layer and connection.ssl_object is not None:
+                        self._refuse_plain_text(connection, count - at)
+                        at = count
+                        break
                     at += 1
                     callback(connection, messages[at - 1], receive_time)
             except BaseException as e:
@@ -158,6 +166,11 @@ class Codec:
                     interrupt = interrupt or other
         if interrupt is not None:
             raise interrupt
+
+    @staticmethod
+    def _refuse_plain_text(connection: TcpConnection, count: int) -> None:
+        """End a connection on which messages came unprotected behind the one for which ``start_tls`` was called."""
+        connection.fail(ProtocolError(f"{count} messages in plain text behind the one that began TLS"))
 
     def _goes_on(self, connection: TcpConnection, exception: BaseException) -> bool:
         """Apply the loop's policy to what a callback raised; what is no ``Exception`` is raised again."""

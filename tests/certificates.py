@@ -1,0 +1,59 @@
+"""Certificates for the tests, made when they are first asked for: of an authority that some trust, and of another."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import ssl
+from pathlib import Path
+
+import trustme
+
+NAME = "localhost"
+TRUSTED = "the one that is trusted"
+PAST = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
+
+
+@functools.cache
+def authority(name: str) -> trustme.CA:
+    """Return the authority of that name."""
+    return trustme.CA(organization_name=name, key_type=trustme.KeyType.ECDSA)
+
+
+@functools.cache
+def certificate(*names: str, issuer: str = TRUSTED, is_expired: bool = False) -> trustme.LeafCert:
+    """Return a certificate for *names*, with its key."""
+    if is_expired:
+        not_before, not_after = PAST, PAST + datetime.timedelta(days=1)
+        return authority(issuer).issue_cert(
+            *names, not_before=not_before, not_after=not_after, key_type=trustme.KeyType.ECDSA
+        )
+    return authority(issuer).issue_cert(*names, key_type=trustme.KeyType.ECDSA)
+
+
+def server_context(cert: trustme.LeafCert | None = None, *, asks_client: bool = False) -> ssl.SSLContext:
+    """Return a new context for a server: of NAME, unless another certificate is given."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    (cert or certificate(NAME, "127.0.0.1")).configure_cert(context)
+    if asks_client:
+        context.verify_mode = ssl.CERT_REQUIRED
+        authority(TRUSTED).configure_trust(context)
+    return context
+
+
+def client_context(cert: trustme.LeafCert | None = None) -> ssl.SSLContext:
+    """Return a new context for a client that trusts the authority, and has a certificate if one is given."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority(TRUSTED).configure_trust(context)
+    if cert is not None:
+        cert.configure_cert(context)
+    return context
+
+
+def write_files(folder: Path, cert: trustme.LeafCert | None = None) -> None:
+    """Write ``key.pem``, ``cert.pem`` (which is also one to trust, as one that signs itself is), ``trusted.pem``."""
+    cert = cert or certificate(NAME)
+    trusted = authority(TRUSTED).cert_pem.bytes()
+    cert.private_key_pem.write_to_path(folder / "key.pem")
+    (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in cert.cert_chain_pems) + trusted)
+    (folder / "trusted.pem").write_bytes(trusted)
