@@ -161,10 +161,18 @@ def signature(module: Module, function: ast.FunctionDef, *, drop_first: bool) ->
         arguments.args = arguments.args[1:]
     result = f" -> {ast.unparse(function.returns)}" if function.returns is not None else ""
     text = re.sub(r"(: [\w.\[\], |]+)=", r"\1 = ", f"({ast.unparse(arguments)}){result}")
+    named = [name for name in re.findall(r"\b(\w+)\.[A-Z_]+\b", text) if (SOURCES / f"{name}.py").exists()]
+    for prefix, source in (("", module), *((rf"{name}\.", read_module(name)) for name in named)):
+        for name, value in constants(source):
+            text = re.sub(rf"\b{prefix}{name}\b", value.replace("\\", r"\\"), text)
+    return text.replace("builtins.", "").replace("_socket.", "socket.")
+
+
+def constants(module: Module) -> Iterator[tuple[str, str]]:
+    """Yield the names and values of a module's constants."""
     for node in module.tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            text = re.sub(rf"\b{ast.unparse(node.targets[0])}\b", ast.unparse(node.value), text)
-    return text.replace("builtins.", "").replace("_socket.", "socket.")
+            yield ast.unparse(node.targets[0]), ast.unparse(node.value)
 
 
 def code(text: str) -> str:

@@ -15,10 +15,12 @@ SERVERS = (
     "chargen.py",
     "daytime.py",
     "time_server.py",
+    "idle_echo.py",
+    "tcp_relay.py",
     "chat/server.py",
     "pingpong/server.py",
 )
-PROGRAMS = (*SERVERS, "chat/client.py", "pingpong/client.py")
+PROGRAMS = (*SERVERS, "chat/client.py", "pingpong/client.py", "rolling_restart.py", "roundtrip.py", "tls_echo.py")
 
 
 @pytest.mark.parametrize("path", PROGRAMS)
