@@ -1,0 +1,357 @@
+"""What is fuzzed: functions that take any bytes, and raise if the library breaks a promise about them.
+
+Errors that the library is meant to raise for bad input are part of its promises, and no failure; everything else that
+comes out is one. ``fuzz.py`` looks for such bytes; ``test_corpus.py`` tries those that were once interesting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import socket
+import ssl
+from collections.abc import Callable
+
+from certificates import server_context
+from pymuduo import (
+    Buffer,
+    EventLoop,
+    InetAddress,
+    ProxyProtocol,
+    ProxyProtocolError,
+    TcpConnection,
+    TlsLayer,
+    UnixAddress,
+    encode_proxy_header,
+    parse_proxy_header,
+)
+from pymuduo.codec import Codec, LengthHeaderCodec, LineCodec, ProtocolError
+from pymuduo.proxy_protocol import ProxyLayer
+
+_MAX_MESSAGE = 300
+
+
+class BrokenPromiseError(Exception):
+    """The library did what it must not do."""
+
+
+def check(is_kept: object, what: str) -> None:
+    """Raise unless a promise is kept. (Not ``assert``, which an optimising interpreter leaves out.)"""
+    if not is_kept:
+        raise BrokenPromiseError(what)
+
+
+class Choices:
+    """Bytes as a source of decisions."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def __bool__(self) -> bool:
+        return self._at < len(self._data)
+
+    def number(self, below: int) -> int:
+        """Return a number from 0 to below - 1; 0 when there are no more bytes."""
+        wide = 1 if below <= 256 else 2
+        taken = self.take(wide)
+        return int.from_bytes(taken, "big") % below
+
+    def take(self, count: int) -> bytes:
+        """Return the next bytes, fewer at the end."""
+        taken = self._data[self._at : self._at + count]
+        self._at += count
+        return taken
+
+
+# --- Buffer ----------------------------------------------------------------------------------------------------------
+
+
+def fuzz_buffer(data: bytes) -> None:
+    """A Buffer behaves as a bytearray does, whatever is done to it in whatever order."""
+    choices = Choices(data)
+    buffer, model = Buffer(choices.number(40)), bytearray()
+    views: list[tuple[memoryview, bytes]] = []
+    while choices:
+        _one_step(buffer, model, views, choices)
+        check(len(buffer) == len(model), "length")
+        check(bytes(buffer) == model, "content")
+    for view, was in views:
+        check(bytes(view) == was, "a view changed")
+
+
+def _one_step(buffer: Buffer, model: bytearray, views: list[tuple[memoryview, bytes]], choices: Choices) -> None:
+    step = choices.number(14)
+    piece = choices.take(choices.number(50))
+    count = choices.number(60)
+    if step == 0:
+        buffer.append(piece)
+        model += piece
+    elif step == 1:
+        buffer.prepend(piece)
+        model[:0] = piece
+    elif step == 2:
+        _same_or_refused(count, model, lambda: buffer.retrieve_as_bytes(count))
+    elif step == 3:
+        _same_or_refused(count, model, lambda: bytes(buffer.peek(count)), takes=False)
+    elif step == 4:
+        check(buffer.find(piece or b"\n") == model.find(piece or b"\n"), "find")
+    elif step == 5:
+        value = int.from_bytes(piece[:4].ljust(4, b"\0"), "big", signed=True)
+        buffer.append_int32(value)
+        model += value.to_bytes(4, "big", signed=True)
+    elif step == 6:
+        try:
+            check(buffer.read_int16() == int.from_bytes(model[:2], "big", signed=True), "read_int16")
+            del model[:2]
+        except ValueError:
+            check(len(model) < 2, "read_int16 refused")
+    elif step == 7:
+        buffer.shrink(count)
+    elif step == 8:
+        buffer.ensure_writable_bytes(count)
+        check(buffer.writable_bytes >= count, "room")
+    elif step == 9:
+        views.append((buffer.peek(), bytes(model)))
+    elif step == 10:
+        other = Buffer(piece)
+        buffer.swap(other)
+        check(bytes(other) == model, "swap")
+        model[:] = piece
+    elif step == 11:
+        buffer.give_back()
+    elif step == 12 and piece:
+        buffer.take_from(bytearray(piece), len(piece))
+        model += piece
+    elif step == 13:
+        check(buffer.retrieve_all_as_bytes() == bytes(model), "retrieve_all_as_bytes")
+        model.clear()
+
+
+def _same_or_refused(count: int, model: bytearray, call: Callable[[], bytes], takes: bool = True) -> None:
+    try:
+        result = call()
+    except ValueError:
+        check(count > len(model), "refused what there is")
+        return
+    check(result == model[:count], "other bytes")
+    if takes:
+        del model[:count]
+
+
+# --- codecs ----------------------------------------------------------------------------------------------------------
+
+
+def _decode(codec: Codec, pieces: list[bytes], most_held: int) -> tuple[list[bytes], bool]:
+    """Return the messages in a stream that comes in pieces, and whether it broke the rules."""
+    buffer = Buffer(0)
+    messages: list[bytes] = []
+    for piece in pieces:
+        buffer.append(piece)
+        try:
+            while found := codec.decode(buffer):
+                messages += found
+        except ProtocolError:
+            return messages, True
+        check(len(buffer) <= most_held + len(piece), "more is held than a message")
+    return messages, False
+
+
+def _compare_splits(codec: Codec, stream: bytes, most_held: int) -> None:
+    whole = _decode(codec, [stream], most_held)
+    cuts = random.Random(stream)
+    pieces = []
+    at = 0
+    while at < len(stream):
+        size = cuts.choice((1, 1, 2, 7, 50, 400))
+        pieces.append(stream[at : at + size])
+        at += size
+    check(_decode(codec, pieces, most_held) == whole, "other messages when it comes in pieces")
+    messages, _ = whole
+    check(all(len(message) <= codec.max_bytes for message in messages), "a message too long")
+    again = codec.encode_all(messages)
+    check(_decode(codec, [again], most_held) == (messages, False), "other messages when sent on")
+
+
+def fuzz_line_codec(data: bytes) -> None:
+    """Lines are the same however the stream is cut; none is too long; sent on they are the same."""
+    choices = Choices(data)
+    delimiter = (b"\n", b"\r\n", b"\0", b"abab")[choices.number(4)]
+    _compare_splits(LineCodec(delimiter=delimiter, max_bytes=_MAX_MESSAGE), data[1:], _MAX_MESSAGE + len(delimiter))
+
+
+def fuzz_length_header_codec(data: bytes) -> None:
+    """The same of messages behind a length."""
+    choices = Choices(data)
+    width, order = (1, 2, 4, 8)[choices.number(4)], ("big", "little")[choices.number(2)]
+    most = min(_MAX_MESSAGE, 255) if width == 1 else _MAX_MESSAGE
+    codec = LengthHeaderCodec(header_bytes=width, byte_order=order, max_bytes=most)  # type: ignore[arg-type]
+    _compare_splits(codec, data[2:], most + width)
+
+
+# --- PROXY headers ---------------------------------------------------------------------------------------------------
+
+
+def fuzz_proxy_header(data: bytes) -> None:
+    """A header is understood, incomplete, or refused for good; what is understood survives being written again."""
+    outcomes: list[object] = []
+    for end in {len(data), len(data) // 2, 16, 1}:
+        try:
+            outcomes.append(parse_proxy_header(data[:end]))
+        except ProxyProtocolError:
+            outcomes.append(ProxyProtocolError)
+    try:
+        found = parse_proxy_header(data)
+    except ProxyProtocolError:
+        return
+    if found is None:
+        check(ProxyProtocolError not in outcomes, "refused, and then not")
+        return
+    header, size = found
+    check(0 < size <= len(data), "size")
+    check(parse_proxy_header(data[:size]) == found, "what follows matters")
+    check(parse_proxy_header(data[: size - 1]) is None, "complete before its end")
+    check(all(0 <= kind < 256 and isinstance(value, bytes) for kind, value in header.tlvs), "a value")
+    _ = header.alpn, header.authority, header.unique_id, header.netns, header.ssl
+    if header.source is not None and header.destination is not None:
+        again = encode_proxy_header(header.source, header.destination, version=2)
+        parsed = parse_proxy_header(again)
+        check(parsed is not None and parsed[0].source == header.source, "another source when written again")
+
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+
+def fuzz_addresses(data: bytes) -> None:
+    """An address is made or refused; made, it says what it is, and what it says makes it again."""
+    text = data[2:].decode("utf-8", "surrogateescape")
+    port = int.from_bytes(data[:2], "big")
+    try:
+        address = InetAddress(text, port)
+    except (ValueError, OSError):
+        pass
+    else:
+        check(address.port == port, "port")
+        scope = address.sockaddr[3] if len(address.sockaddr) == 4 else 0
+        again = InetAddress(f"{address.ip}%{scope}" if scope else address.ip, port)
+        check(again == address, "another address from its own text")
+        check(hash(again) == hash(address), "hash")
+    for make in (UnixAddress, UnixAddress.abstract):
+        try:
+            unix = make(data)
+        except ValueError:
+            continue
+        check(str(unix).isprintable(), "unprintable")
+        check(unix == make(data), "two that are not equal")
+
+
+# --- what speaks first: TLS, a PROXY header --------------------------------------------------------------------------
+
+
+class _Entry:
+    """A loop, and a server's side of connections whose peer says what the fuzzer wants."""
+
+    def __init__(self) -> None:
+        self.loop = EventLoop.current() or EventLoop()
+        self.context = server_context()
+        self.address = InetAddress.loopback(1)
+        self.failures: list[BaseException] = []
+        self.loop.exception_handler = lambda error, source: self.failures.append(error)
+        self.trusted = ProxyProtocol(["127.0.0.0/8"])
+
+    def try_one(self, data: bytes, *, has_header: bool) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        ups: list[TcpConnection] = []
+        connection = TcpConnection(self.loop, "fuzzed", ours.detach(), self.address, self.address)
+        connection.connection_callback = ups.append
+        layer = TlsLayer(self.context, server_side=True)
+        connection.set_layer(ProxyLayer(self.trusted, layer) if has_header else layer)
+        with theirs:
+            connection.connect_established()
+            theirs.setblocking(False)
+            half = len(data) // 2
+            for piece in (data[:half], data[half:]):
+                try:
+                    theirs.send(piece)
+                except OSError:
+                    break  # it has had enough
+                self._turn()
+        self._turn()
+        check(not self.failures, f"an exception: {self.failures}")
+        check(ups == [], "up without a handshake")
+        check(connection.disconnected, "still there")
+        check(connection.error is None or isinstance(connection.error, (OSError, ValueError)), "its error")
+
+    def _turn(self) -> None:
+        """Let the loop do what it has to do, twice: what is queued meanwhile as well."""
+        for _ in range(2):
+            self.loop.queue_in_loop(self.loop.quit)
+            self.loop.run()
+
+    def close(self) -> None:
+        self.loop.close()
+
+
+_entry: _Entry | None = None
+
+
+def _entrance() -> _Entry:
+    global _entry  # noqa: PLW0603  # made once: a loop and a context cost more than what is fuzzed
+    if _entry is None:
+        logging.getLogger("pymuduo").setLevel(logging.CRITICAL)
+        _entry = _Entry()
+    return _entry
+
+
+def close() -> None:
+    """Close what the entry targets share."""
+    global _entry  # noqa: PLW0603
+    if _entry is not None:
+        _entry.close()
+        logging.getLogger("pymuduo").setLevel(logging.NOTSET)
+        _entry = None
+
+
+def fuzz_tls_entry(data: bytes) -> None:
+    """Any bytes instead of a hello end that connection, in good order, and never bring it up."""
+    _entrance().try_one(data, has_header=False)
+
+
+def fuzz_proxy_entry(data: bytes) -> None:
+    """The same before and behind a PROXY header."""
+    _entrance().try_one(data, has_header=True)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "buffer": fuzz_buffer,
+    "line_codec": fuzz_line_codec,
+    "length_header_codec": fuzz_length_header_codec,
+    "proxy_header": fuzz_proxy_header,
+    "addresses": fuzz_addresses,
+    "tls_entry": fuzz_tls_entry,
+    "proxy_entry": fuzz_proxy_entry,
+}
+
+
+def seeds(name: str) -> list[bytes]:
+    """Return inputs to begin with, from which more interesting ones can grow."""
+    one, other = InetAddress("192.0.2.1", 1234), InetAddress("192.0.2.2", 443)
+    six = InetAddress("2001:db8::1", 1), InetAddress("2001:db8::2", 2)
+    headers = [encode_proxy_header(one, other, version=version) for version in (1, 2)]
+    headers += [encode_proxy_header(*six, version=version) for version in (1, 2)]
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    hello = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        hello.do_handshake()
+    client_hello = outgoing.read()
+    return {
+        "buffer": [bytes(range(0, 250, 7)), b"\x05" + bytes(range(100)) * 3],
+        "line_codec": [b"\0one\ntwo\n", b"\x01a\r\n\r\nb\r\r\n", b"\x03ababab", b"\0" + b"x" * 400],
+        "length_header_codec": [b"\2\0\0\0\0\x03abc\0\0\0\0", b"\1\1\x2d\1", b"\3\0\xff\xff\xff\xff"],
+        "proxy_header": [*headers, b"PROXY UNKNOWN\r\n"],
+        "addresses": [b"\0\x50127.0.0.1", b"\x01\xbb::1", b"\0\0fe80::1%lo", b"\0\0/run/x.sock"],
+        "tls_entry": [client_hello, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05\x01\0\0\x01\0"],
+        "proxy_entry": [headers[0] + client_hello, headers[1] + client_hello, headers[1][:20]],
+    }[name]

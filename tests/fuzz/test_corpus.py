@@ -1,0 +1,63 @@
+"""Inputs that were once interesting, and some thousand changes of them, keep every promise.
+
+The search for new ones is ``fuzz.py`` (``make fuzz``); what it finds goes into ``corpus/``, a folder for each target.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fuzz_targets import TARGETS, close, seeds
+
+CORPUS = Path(__file__).parent / "corpus"
+CHANGES = {"tls_entry": 60, "proxy_entry": 60}  # these need a connection each
+MANY = 800
+
+
+@pytest.fixture(autouse=True)
+def entrance_is_closed() -> Iterator[None]:
+    yield
+    close()
+
+
+def inputs(name: str) -> list[bytes]:
+    return [*seeds(name), *(path.read_bytes() for path in sorted((CORPUS / name).glob("*")))]
+
+
+def changed(data: bytes, rng: random.Random) -> bytes:
+    """Return *data* with a few of the changes that a fuzzer makes."""
+    result = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randint(0, len(result))
+        kind = rng.randrange(5)
+        if kind == 0 and result:
+            result[at % len(result)] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            result[at:at] = rng.randbytes(rng.randint(1, 8))
+        elif kind == 2:
+            del result[at : at + rng.randint(1, 8)]
+        elif kind == 3:
+            result[at:at] = result[: rng.randint(0, 40)]
+        elif result:
+            result[at % len(result)] = rng.choice((0, 0xFF, 0x7F, 0x80))
+    return bytes(result)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_promise_is_kept(name: str) -> None:
+    rng = random.Random(name)
+    begin = inputs(name)
+    for data in begin:
+        TARGETS[name](data)
+    for _ in range(CHANGES.get(name, MANY)):
+        TARGETS[name](changed(rng.choice(begin), rng))
+
+
+def test_every_target_has_seeds_and_every_folder_a_target() -> None:
+    for name in TARGETS:
+        assert seeds(name)
+    assert {path.name for path in CORPUS.iterdir()} <= set(TARGETS)
