@@ -111,6 +111,7 @@ class Machine(RuleBasedStateMachine):
     def on_connection(self, connection: TcpConnection) -> None:
         if connection.connected:
             pair = eventually(lambda: self.by_port.get(connection.peer_address.port))
+            assert pair is not None
             connection.context = pair
             pair.events.append("up")
             pair.connection = connection
