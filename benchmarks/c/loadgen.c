@@ -25,6 +25,10 @@
  *   beginning; lines of --request are all alike.) After the measured time nothing new is sent, and all that is on its
  *   way must come back.
  *
+ * TLS
+ *   Compiled with -DWITH_TLS (and -lssl -lcrypto) it speaks TLS on every connection, each with a full handshake, and
+ *   checks no certificate. What is timed and counted is the same; in connect mode the handshake is part of the cycle.
+ *
  * Exit status: 0; 1 something failed (counted by kind in "errors"); 2 usage; 3 a reply was wrong; 4 out of time.
  */
 #define _GNU_SOURCE
@@ -49,6 +53,11 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+
+#ifdef WITH_TLS
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#endif
 
 #define SECOND 1000000000ull /* everything here counts in nanoseconds */
 
@@ -194,10 +203,13 @@ static uint64_t answer_to(uint64_t sent) {
 
 /* --- connections --- */
 
-enum state { UNUSED, CONNECTING, PROBING, UP, DEAD };
+enum state { UNUSED, CONNECTING, SHAKING, PROBING, UP, DEAD };
 
 struct connection {
     int fd;
+#ifdef WITH_TLS
+    SSL *tls;
+#endif
     enum state state;
     bool is_blocked;         /* the socket takes no more for now: EPOLLOUT will tell */
     bool is_watched_for_out; /* EPOLLOUT is asked for */
@@ -239,15 +251,76 @@ static void watch(struct connection *c, int operation, uint32_t events) {
     if (epoll_ctl(epoll_fd, operation, c->fd, &event) < 0) die("epoll_ctl");
 }
 
+/* --- bytes in and out, in TLS or as they are; as send and recv have it, with errno --- */
+
+#ifdef WITH_TLS
+
+static SSL_CTX *context;
+
+static void begin_tls(struct connection *c) {
+    if (!context) {
+        context = SSL_CTX_new(TLS_client_method());
+        if (!context) die("SSL_CTX_new");
+        SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+        SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
+    }
+    c->tls = SSL_new(context);
+    if (!c->tls || !SSL_set_fd(c->tls, c->fd)) die("SSL_new");
+    SSL_set_connect_state(c->tls);
+}
+
+/* What an operation that has not succeeded means: 0 is the end of the stream, -1 an errno. */
+static ssize_t tls_outcome(struct connection *c, int result) {
+    int error = SSL_get_error(c->tls, result);
+    int number = errno;
+    ERR_clear_error();
+    if (error == SSL_ERROR_ZERO_RETURN) return 0;
+    errno = error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE ? EAGAIN
+            : error == SSL_ERROR_SYSCALL && number                        ? number
+                                                                          : EPROTO;
+    return -1;
+}
+
+static ssize_t give(struct connection *c, const void *bytes, size_t n) {
+    errno = 0;
+    int done = SSL_write(c->tls, bytes, (int)n);
+    return done > 0 ? done : tls_outcome(c, done);
+}
+
+/* A whole record fits into what is given, so nothing is left in OpenSSL of which epoll would not know. */
+static ssize_t take(struct connection *c, void *bytes, size_t n) {
+    errno = 0;
+    int done = SSL_read(c->tls, bytes, (int)n);
+    return done > 0 ? done : tls_outcome(c, done);
+}
+
+static void hang_up(struct connection *c) {
+    if (c->tls) {
+        if (c->state == UP) SSL_shutdown(c->tls);
+        SSL_free(c->tls);
+        c->tls = NULL;
+        ERR_clear_error();
+    }
+    close(c->fd);
+}
+
+#else
+
+static ssize_t give(struct connection *c, const void *bytes, size_t n) { return send(c->fd, bytes, n, MSG_NOSIGNAL); }
+static ssize_t take(struct connection *c, void *bytes, size_t n) { return recv(c->fd, bytes, n, 0); }
+static void hang_up(struct connection *c) { close(c->fd); }
+
+#endif
+
 static void fail(struct connection *c, enum error kind) {
     errors[kind]++;
-    close(c->fd);
+    hang_up(c);
     c->state = DEAD;
     dead++;
 }
 
 static void fail_errno(struct connection *c, int error) {
-    enum error kind = c->state == CONNECTING ? CONNECT_FAILED : IO_FAILED;
+    enum error kind = c->state == CONNECTING || c->state == SHAKING ? CONNECT_FAILED : IO_FAILED;
     if (error == ECONNREFUSED) kind = REFUSED;
     else if (error == ETIMEDOUT) kind = TIMED_OUT;
     else if (error == ECONNRESET || error == EPIPE) kind = RESET;
@@ -286,7 +359,7 @@ static void pump(struct connection *c) {
     while (!c->is_blocked && c->sent < c->target) {
         uint64_t n = c->target - c->sent < most ? c->target - c->sent : most;
         uint64_t at = (c->base * sending.message + c->sent) % sending.period;
-        ssize_t done = send(c->fd, sending.bytes + at, n, MSG_NOSIGNAL);
+        ssize_t done = give(c, sending.bytes + at, n);
         if (done > 0) {
             c->sent += (uint64_t)done;
         } else if (errno == EAGAIN) {
@@ -331,7 +404,7 @@ static void check_bytes(const struct connection *c, const char *input, uint64_t 
 
 static void end_cycle(struct connection *c, uint64_t now) {
     note_reply(c->due, now);
-    close(c->fd);
+    hang_up(c);
     c->state = UNUSED;
     if (is_draining || options.rate > 0) return;
     open_connection(c, now_ns());
@@ -377,7 +450,7 @@ static void send_probe(struct connection *c) {
     memcpy(bytes, &length, HEADER);
     memcpy(bytes + HEADER, &number, sizeof number);
     hub.at_last = 0;
-    if (send(c->fd, bytes, sizeof bytes, MSG_NOSIGNAL) != sizeof bytes) fail_errno(c, errno);
+    if (give(c, bytes, sizeof bytes) != sizeof bytes) fail_errno(c, errno);
 }
 
 static void take_probes(struct connection *c, const char *input, uint64_t n) {
@@ -400,7 +473,7 @@ static void take_probes(struct connection *c, const char *input, uint64_t n) {
 
 static void handle_replies(struct connection *c) {
     static char input[INPUT_SIZE];
-    ssize_t n = recv(c->fd, input, sizeof input, 0);
+    ssize_t n = take(c, input, sizeof input);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (n <= 0) {
         if (n == 0) fail(c, CLOSED);
@@ -437,6 +510,30 @@ static void handle_replies(struct connection *c) {
     }
 }
 
+static void begin_probing(struct connection *c) {
+    watch(c, EPOLL_CTL_MOD, EPOLLIN);
+    c->probed = options.mode == CONNECT ? 0 : 1;
+    c->state = options.mode == CONNECT ? UP : PROBING;
+    if (options.mode == BROADCAST) return; /* all together, when everybody is connected */
+    c->target = sending.message;
+    pump(c);
+}
+
+#ifdef WITH_TLS
+static void shake_hands(struct connection *c) {
+    errno = 0;
+    int done = SSL_do_handshake(c->tls);
+    if (done == 1) {
+        begin_probing(c);
+    } else {
+        int wanted = SSL_want(c->tls);
+        if (tls_outcome(c, done) == 0) errno = EPROTO;
+        if (errno != EAGAIN) fail_errno(c, errno);
+        else watch(c, EPOLL_CTL_MOD, wanted == SSL_WRITING ? EPOLLOUT : EPOLLIN);
+    }
+}
+#endif
+
 static void handle_connected(struct connection *c) {
     int error = 0;
     socklen_t size = sizeof error;
@@ -445,12 +542,13 @@ static void handle_connected(struct connection *c) {
         fail_errno(c, error);
         return;
     }
-    watch(c, EPOLL_CTL_MOD, EPOLLIN);
-    c->probed = options.mode == CONNECT ? 0 : 1;
-    c->state = options.mode == CONNECT ? UP : PROBING;
-    if (options.mode == BROADCAST) return; /* all together, when everybody is connected */
-    c->target = sending.message;
-    pump(c);
+#ifdef WITH_TLS
+    begin_tls(c);
+    c->state = SHAKING;
+    shake_hands(c);
+#else
+    begin_probing(c);
+#endif
 }
 
 static void poll_once(int timeout_ms) {
@@ -463,6 +561,12 @@ static void poll_once(int timeout_ms) {
             handle_connected(c);
             continue;
         }
+#ifdef WITH_TLS
+        if (c->state == SHAKING) {
+            shake_hands(c);
+            continue;
+        }
+#endif
         if (events[i].events & EPOLLOUT) {
             c->is_blocked = false;
             pump(c);
@@ -492,7 +596,7 @@ static void ramp_up(void) {
         poll_once(100);
     }
     for (long i = 0; i < opened; i++)
-        if (connections[i].state == CONNECTING || connections[i].state == PROBING) fail(&connections[i], TIMED_OUT);
+        if (connections[i].state >= CONNECTING && connections[i].state <= PROBING) fail(&connections[i], TIMED_OUT);
     if (served == 0) give_up();
 }
 
@@ -505,10 +609,10 @@ static void connect_all(uint64_t deadline) {
         }
         poll_once(100);
         connecting = 0;
-        for (long i = 0; i < opened; i++) connecting += connections[i].state == CONNECTING;
+        for (long i = 0; i < opened; i++) connecting += connections[i].state < PROBING;
     }
     for (long i = 0; i < opened && dead == 0; i++)
-        if (connections[i].state == CONNECTING) fail(&connections[i], TIMED_OUT);
+        if (connections[i].state < PROBING) fail(&connections[i], TIMED_OUT);
 }
 
 /* Broadcast: connected is not yet a member. The last connection sends probes until one of them has reached everybody;
@@ -597,7 +701,7 @@ static void start_load(void) {
 
 /* How many bytes have yet to come. */
 static uint64_t owed_to(const struct connection *c) {
-    if (options.mode == CONNECT) return c->state == CONNECTING || c->state == UP ? unit : 0;
+    if (options.mode == CONNECT) return c->state >= CONNECTING && c->state <= UP ? unit : 0;
     if (c->state != UP) return 0;
     return (options.mode == BROADCAST ? hub.told : answer_to(c->target)) - c->received;
 }

@@ -185,7 +185,9 @@ def main() -> None:
 
     async def start(port: int) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        return await loop.create_server(SERVICES[options.mode], "127.0.0.1", port, backlog=command.BACKLOG)
+        return await loop.create_server(
+            SERVICES[options.mode], "127.0.0.1", port, backlog=command.BACKLOG, ssl=command.tls_context(options)
+        )
 
     asyncio_loops.run(options.loop, options.port, start)
 

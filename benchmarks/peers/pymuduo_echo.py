@@ -16,6 +16,7 @@ given since the start.
 from __future__ import annotations
 
 import signal
+import ssl
 import threading
 from collections.abc import Callable
 
@@ -152,13 +153,13 @@ SERVICES: dict[str, Callable[[TcpServer], None]] = {
 }
 
 
-def serve(mode: str, port: int, threads: int) -> None:
+def serve(mode: str, port: int, threads: int, context: ssl.SSLContext | None) -> None:
     """Serve until SIGTERM or SIGINT."""
     count = ConnectionCount()
     with EventLoop() as loop:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, loop.quit)
-        server = TcpServer(loop, InetAddress.loopback(port), "echo")
+        server = TcpServer(loop, InetAddress.loopback(port), "echo", ssl_context=context)
         server.thread_num = threads
         server.connection_callback = count
         SERVICES[mode](server)
@@ -175,7 +176,7 @@ def main() -> None:
     parser = command.parser(__doc__, SERVICES)
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="I/O loops; 0: the main loop does it all")
     options = command.parse(parser)
-    serve(options.mode, options.port, options.threads)
+    serve(options.mode, options.port, options.threads, command.tls_context(options))
 
 
 if __name__ == "__main__":

@@ -21,19 +21,20 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CC", "gcc"))
 
 
-def c_program(name: str) -> Path:
-    """Return the program made of ``c/NAME.c``, compiled now if need be.
+def c_program(name: str, *, with_tls: bool = False) -> Path:
+    """Return the program made of ``c/NAME.c``, compiled now if need be; *with_tls*: with OpenSSL's library.
 
     Raises:
         BuildError: there is no C compiler, or it refused the source.
     """
-    source, program = ROOT / "c" / f"{name}.c", ROOT / "build" / name
+    source, program = ROOT / "c" / f"{name}.c", ROOT / "build" / (f"{name}-tls" if with_tls else name)
     if program.exists() and program.stat().st_mtime >= source.stat().st_mtime:
         return program
     program.parent.mkdir(exist_ok=True)
     # Compiled aside and renamed: whoever runs the old one, or builds at the same time, is not disturbed.
-    fresh = program.with_name(f"{name}.{os.getpid()}")
+    fresh = program.with_name(f"{program.name}.{os.getpid()}")
     command = [*compiler(), *_FLAGS, str(source), "-o", str(fresh)]
+    command += ["-DWITH_TLS", "-lssl", "-lcrypto"] if with_tls else []
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LIMIT_S)
         fresh.replace(program)
@@ -46,3 +47,21 @@ def c_program(name: str) -> Path:
     finally:
         fresh.unlink(missing_ok=True)
     return program
+
+
+def certificate() -> tuple[Path, Path]:
+    """Return the files of a certificate for the TLS servers, on the curve P-256, and its key; made now if need be.
+
+    Raises:
+        BuildError: there is no ``openssl`` command, or it failed.
+    """
+    cert, key = ROOT / "build" / "cert.pem", ROOT / "build" / "key.pem"
+    if not cert.exists() or not key.exists():
+        cert.parent.mkdir(exist_ok=True)
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        command += ["-days", "3650", "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(cert)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LIMIT_S)
+        except (OSError, subprocess.SubprocessError) as e:
+            raise BuildError(f"a certificate needs the openssl command: {e}") from None
+    return cert, key

@@ -65,13 +65,14 @@ def drive(
     warmup_s: float,
     cpu: int | None = None,
     pid: int | None = None,
+    with_tls: bool = False,
 ) -> Figures:
     """Put the server at *port* under load; *pid*: measure its processor time too.
 
     Raises:
         LoadError: see there. BuildError: the generator can't be compiled.
     """
-    command = [str(c_program("loadgen")), "--json", "--port", str(port), *options]
+    command = [str(c_program("loadgen", with_tls=with_tls)), "--json", "--port", str(port), *options]
     command += ["--duration", str(duration_s), "--warmup", str(warmup_s)]
     command += [] if cpu is None else ["--cpu", str(cpu)]
     command += [] if pid is None else ["--pid", str(pid)]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from suite.build import BuildError, c_program, certificate
 from suite.load import Figures, LoadError, drive
 from suite.servers import Peer, PeerAbsentError, PeerFailedError, Server
 from suite.workloads import Workload
@@ -121,10 +122,17 @@ def run(
     """Measure each of *peers* that takes part in the workload, *rounds* times in turn.
 
     Raises:
-        BuildError: the load generator can't be compiled.
+        BuildError: the load generator can't be compiled. (With TLS that makes all peers absent.)
     """
     outcome = Outcome(workload, rounds)
     taking_part = able(workload, peers)
+    if workload.is_tls:
+        try:
+            c_program("loadgen", with_tls=True)
+            certificate()
+        except BuildError as e:
+            outcome.absent = {peer.name: str(e) for peer in taking_part}
+            return outcome
     for number in range(1, rounds + 1):
         for peer in taking_part:
             if peer.name in outcome.absent or peer.name in outcome.failed:
@@ -150,6 +158,7 @@ def _turn(peer: Peer, workload: Workload, duration_s: float, warmup_s: float, pi
             warmup_s=warmup_s,
             cpu=pinning.load,
             pid=server.pid,
+            with_tls=workload.is_tls,
         )
         server.stop()
     return figures

@@ -157,6 +157,11 @@ def _modes(*services: str, options: Sequence[str] = (), **others: str) -> dict[s
     return {service: ("--mode", mode, *options) for service, mode in modes.items()}
 
 
+def _with_tls(options: Sequence[str] = (), **modes: str) -> dict[str, Sequence[str]]:
+    """Return the options for services over TLS, which are named for that."""
+    return {f"tls-{service}": ("--mode", mode, "--tls", *options) for service, mode in modes.items()}
+
+
 def _on(loop: str) -> tuple[str, str]:
     return ("--loop", loop)
 
@@ -166,14 +171,14 @@ PEERS = (
     Peer(
         "pymuduo",
         "pymuduo_echo.py",
-        _modes("echo", "line", "frame", "broadcast", "sudoku"),
+        _modes("echo", "line", "frame", "broadcast", "sudoku") | _with_tls(echo="echo", line="line"),
         module="pymuduo",
         is_main=True,
     ),
     Peer(
         "pymuduo, batches",
         "pymuduo_echo.py",
-        _modes(line="line-batch", frame="frame-batch"),
+        _modes(line="line-batch", frame="frame-batch") | _with_tls(line="line-batch"),
         module="pymuduo",
         is_main=True,
     ),
@@ -189,14 +194,16 @@ PEERS = (
     Peer(
         "uvloop",
         "asyncio_echo.py",
-        _modes("echo", "line", "frame", "broadcast", "sudoku", options=_on("uvloop")),
+        _modes("echo", "line", "frame", "broadcast", "sudoku", options=_on("uvloop"))
+        | _with_tls(_on("uvloop"), echo="echo", line="line"),
         module="uvloop",
         is_main=True,
     ),
     Peer(
         "uvloop, joined by hand",
         "asyncio_echo.py",
-        _modes(line="line-joined", frame="frame-joined", options=_on("uvloop")),
+        _modes(line="line-joined", frame="frame-joined", options=_on("uvloop"))
+        | _with_tls(_on("uvloop"), line="line-joined"),
         module="uvloop",
         is_main=True,
     ),
@@ -214,7 +221,11 @@ PEERS = (
         module="uvloop",
         is_main=True,
     ),
-    Peer("asyncio", "asyncio_echo.py", _modes("echo", "line", "frame", "broadcast", "sudoku")),
+    Peer(
+        "asyncio",
+        "asyncio_echo.py",
+        _modes("echo", "line", "frame", "broadcast", "sudoku") | _with_tls(echo="echo", line="line"),
+    ),
     Peer("rloop", "asyncio_echo.py", _modes("echo", "line", "frame", options=_on("rloop")), module="rloop"),
     Peer(
         "zuvloop",

@@ -15,7 +15,7 @@ class Workload:
         title: in words, for the report. service: a key of ``Peer.services``.
         options: of the load generator.
         rate_of: the name of another workload: half of uvloop's rate there is the rate here; None: see the options.
-        is_for_all: not only main peers take part.
+        is_for_all: not only main peers take part. is_tls: the load generator speaks TLS.
     """
 
     title: str
@@ -23,6 +23,7 @@ class Workload:
     options: tuple[str, ...]
     rate_of: str | None = None
     is_for_all: bool = False
+    is_tls: bool = False
 
     def includes(self, peer: Peer) -> bool:
         """Return whether *peer* takes part."""
@@ -86,6 +87,34 @@ WORKLOADS = {
         "echo",
         ("--mode", "connect", "--size", "64", "--connections", "50"),
         is_for_all=True,
+    ),
+    "tls64": Workload(
+        "TLS echo, 64 B, one outstanding message on each of 100 connections",
+        "tls-echo",
+        _echo(64, 100),
+        is_for_all=True,
+        is_tls=True,
+    ),
+    "tls16k": Workload(
+        "TLS echo, 16 KiB, one outstanding message on each of 100 connections",
+        "tls-echo",
+        _echo(16384, 100),
+        is_for_all=True,
+        is_tls=True,
+    ),
+    "tlsline16": Workload(
+        "TLS line echo, 32 B, 16 pipelined lines on each of 100 connections",
+        "tls-line",
+        _batches("line", 16),
+        is_for_all=True,
+        is_tls=True,
+    ),
+    "tlsconnect": Workload(
+        "TLS connect with a full handshake, 64 B there and back, close; 50 at a time",
+        "tls-echo",
+        ("--mode", "connect", "--size", "64", "--connections", "50"),
+        is_for_all=True,
+        is_tls=True,
     ),
     "sudoku": Workload(
         "Sudoku, a puzzle a line, solved in Python; one outstanding puzzle on each of 10 connections",
