@@ -44,7 +44,7 @@ cdef class EventLoop(ChannelHost):
     cdef Py_ssize_t _taken
     cdef list _active
     cdef list _to_flush
-    cdef list _close_hooks
+    cdef dict _close_hooks
     cdef object _lock
     cdef int _wakeup_fd
     cdef Channel _wakeup_channel

@@ -169,7 +169,7 @@ class EventLoop(ChannelHost):
         self._taken = 0
         self._active: list[BaseChannel] = []
         self._to_flush: list[Flushable] = []
-        self._close_hooks: list[Callable[[], object]] = []
+        self._close_hooks: dict[Callable[[], object], None] = {}  # in order
         # For waking the loop up, closing the eventfd, and taking functors back. Re-entrant, because a signal handler
         # may use a door while this very thread uses one.
         self._lock = threading.RLock()
@@ -315,13 +315,12 @@ class EventLoop(ChannelHost):
     def call_at_close(self, hook: Callable[[], object]) -> None:
         """Call *hook* when the loop is closed, before its descriptors are; the loop's thread only."""
         self.assert_in_loop_thread()
-        self._close_hooks.append(hook)
+        self._close_hooks[hook] = None
 
     def forget_at_close(self, hook: Callable[[], object]) -> None:
         """Take back ``call_at_close``; the loop's thread only."""
         self.assert_in_loop_thread()
-        if hook in self._close_hooks:
-            self._close_hooks.remove(hook)
+        self._close_hooks.pop(hook, None)
 
     def __enter__(self) -> EventLoop:
         return self
