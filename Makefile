@@ -6,6 +6,9 @@
 #   make test PYTHON=python3.13      the same with another interpreter
 #   make bench                       compare with uvloop and others: ten minutes; ARGS=… is for benchmarks/bench.py
 #   make bench-quick                 every benchmark once, very short: does everything work?
+#   make fuzz SECONDS=60             look for inputs that break a promise, that long for each target
+#   make soak MINUTES=10             churn, and whether memory, descriptors, threads or objects grow; draws soak.png
+#   make sanitize                    every test with the compiled modules under Address- and UndefinedBehaviorSanitizer
 #   make lint                        ruff and mypy --strict
 #   make package                     sdist and wheel into dist/, each installed and tried in a clean environment
 #   make clean                       remove everything that was built
@@ -18,12 +21,13 @@ endif
 COMPILED := .venv/$(TAG)
 PURE := .venv/$(TAG)-pure
 LINT := .venv/$(TAG)-lint
+SANITIZED := .venv/$(TAG)-sanitized
 SOURCES := pyproject.toml setup.py README.md LICENSE \
 	$(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name 'py.typed')
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
 PYTEST ?= -m pytest
 
-.PHONY: demo test test-compiled test-pure test-poll bench bench-quick lint package clean
+.PHONY: demo test test-compiled test-pure test-poll bench bench-quick fuzz soak sanitize lint package clean
 
 demo: $(COMPILED)/installed
 	$(COMPILED)/bin/python benchmarks/demo.py
@@ -39,6 +43,27 @@ test-pure: $(PURE)/installed
 # The poll(2) poller under everything that touches a loop; the programs and packaging do not depend on it.
 test-poll: $(COMPILED)/installed
 	PYMUDUO_POLLER=poll $(COMPILED)/bin/python $(PYTEST) tests --ignore=tests/examples
+
+# On the plain-Python build, which is what the fuzzer's coverage sees.
+SECONDS ?= 10
+fuzz: $(PURE)/installed
+	$(PURE)/bin/python $(PIP_INSTALL) 'atheris>=2.3'
+	$(PURE)/bin/python tests/fuzz/fuzz.py --seconds $(SECONDS) $(ARGS)
+
+MINUTES ?= 1
+soak: $(COMPILED)/installed
+	-$(COMPILED)/bin/python $(PIP_INSTALL) matplotlib
+	$(COMPILED)/bin/python tests/stress/soak.py --minutes $(MINUTES) --out soak
+
+# Leaks are the soak's business: the interpreter itself keeps memory to its end. Left out are tests that count
+# instructions or preload a library of their own.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
+LIBRARY_OF = $(shell $(CC) -print-file-name=$(1))
+sanitize: $(SANITIZED)/installed
+	LD_PRELOAD="$(call LIBRARY_OF,libasan.so) $(call LIBRARY_OF,libubsan.so)" PYTHONMALLOC=malloc \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+		PYMUDUO_EXPECT=compiled $(SANITIZED)/bin/python $(PYTEST) tests \
+		--ignore=tests/test_cost.py --ignore=tests/stress/test_faults.py $(ARGS)
 
 bench: $(COMPILED)/bench
 	$(COMPILED)/bin/python benchmarks/bench.py --record $(ARGS)
@@ -60,7 +85,7 @@ package: $(COMPILED)/created
 	$(COMPILED)/bin/python -m build --outdir dist .
 	$(PYTHON) tests/try_package.py dist
 
-$(COMPILED)/created $(PURE)/created $(LINT)/created: %/created:
+$(COMPILED)/created $(PURE)/created $(LINT)/created $(SANITIZED)/created: %/created:
 	$(PYTHON) -m venv $*
 	touch $@
 
@@ -82,6 +107,12 @@ $(COMPILED)/bench: $(COMPILED)/installed
 $(PURE)/installed: $(PURE)/created $(SOURCES)
 	PYMUDUO_PURE=1 $(PURE)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps .
 	PYMUDUO_PURE=1 $(PURE)/bin/python $(PIP_INSTALL) '.[test]'
+	touch $@
+
+$(SANITIZED)/installed: $(SANITIZED)/created $(SOURCES)
+	CFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" \
+		$(SANITIZED)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps .
+	$(SANITIZED)/bin/python $(PIP_INSTALL) pytest pytest-timeout hypothesis trustme
 	touch $@
 
 $(LINT)/installed: $(LINT)/created pyproject.toml

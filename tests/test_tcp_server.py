@@ -372,6 +372,7 @@ def test_stop_while_clients_are_sending_ends_them_all(serve):
     clients = [threading.Thread(target=client) for _ in range(20)]
     for thread in clients:
         thread.start()
+    eventually(lambda: server.server.connection_count == 20)
     eventually(lambda: sum(c.messages_received for c in server.server.connections) > 200)
     server.server.stop(0)
     assert server.server.join(PATIENCE_S)

@@ -6,12 +6,14 @@ comes out is one. ``fuzz.py`` looks for such bytes; ``test_corpus.py`` tries tho
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import random
 import socket
 import ssl
 from collections.abc import Callable
+from pathlib import Path
 
 from certificates import server_context
 from pymuduo import (
@@ -29,6 +31,7 @@ from pymuduo import (
 from pymuduo.codec import Codec, LengthHeaderCodec, LineCodec, ProtocolError
 from pymuduo.proxy_protocol import ProxyLayer
 
+CORPUS = Path(__file__).parent / "corpus"
 _MAX_MESSAGE = 300
 
 
@@ -355,3 +358,14 @@ def seeds(name: str) -> list[bytes]:
         "tls_entry": [client_hello, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05\x01\0\0\x01\0"],
         "proxy_entry": [headers[0] + client_hello, headers[1] + client_hello, headers[1][:20]],
     }[name]
+
+
+def kept(name: str) -> list[bytes]:
+    """Return what was found for a target and kept."""
+    corpus = CORPUS / f"{name}.txt"
+    return list(map(base64.b64decode, corpus.read_text().splitlines())) if corpus.exists() else []
+
+
+def inputs(name: str) -> list[bytes]:
+    """Return a target's seeds, and what was found from them."""
+    return seeds(name) + kept(name)

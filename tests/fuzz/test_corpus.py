@@ -1,19 +1,17 @@
 """Inputs that were once interesting, and some thousand changes of them, keep every promise.
 
-The search for new ones is ``fuzz.py`` (``make fuzz``); what it finds goes into ``corpus/``, a folder for each target.
+The search for new ones is ``fuzz.py`` (``make fuzz``); what it finds goes into ``corpus/``.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from fuzz_targets import TARGETS, close, seeds
+from fuzz_targets import CORPUS, TARGETS, close, inputs, seeds
 
-CORPUS = Path(__file__).parent / "corpus"
 CHANGES = {"tls_entry": 60, "proxy_entry": 60}  # these need a connection each
 MANY = 800
 
@@ -22,10 +20,6 @@ MANY = 800
 def entrance_is_closed() -> Iterator[None]:
     yield
     close()
-
-
-def inputs(name: str) -> list[bytes]:
-    return [*seeds(name), *(path.read_bytes() for path in sorted((CORPUS / name).glob("*")))]
 
 
 def changed(data: bytes, rng: random.Random) -> bytes:
@@ -57,7 +51,7 @@ def test_every_promise_is_kept(name: str) -> None:
         TARGETS[name](changed(rng.choice(begin), rng))
 
 
-def test_every_target_has_seeds_and_every_folder_a_target() -> None:
+def test_every_target_has_seeds_and_every_corpus_a_target() -> None:
     for name in TARGETS:
         assert seeds(name)
-    assert {path.name for path in CORPUS.iterdir()} <= set(TARGETS)
+    assert {path.stem for path in CORPUS.iterdir()} == set(TARGETS)
