@@ -1,0 +1,344 @@
+"""A bad network between peer and server: bytes in crumbs, late, stalled, cut off; and a cable that is pulled."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from certificates import client_context, server_context
+from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually
+from pymuduo import Buffer, EventLoop, EventLoopThread, InetAddress, TcpClient, TcpConnection, TcpServer
+
+MUCH = random.Random(3).randbytes(600_000)
+
+
+def echo(connection: TcpConnection, buffer: Buffer, when: object) -> None:
+    connection.send(buffer)
+
+
+class BadNetwork:
+    """A proxy that loses and doubles nothing, but breaks what passes into pieces, holds it up, and may cut it off.
+
+    Args:
+        cuts: the part of pieces with which a connection is reset instead.
+    """
+
+    def __init__(self, loop: EventLoop, target: InetAddress, seed: int, cuts: float = 0.0) -> None:
+        self.loop = loop
+        self.target = target
+        self.random = random.Random(seed)
+        self.cuts = cuts
+        self.server = TcpServer(loop, InetAddress.loopback(0), "bad network")
+        self.server.connection_callback = self._on_connection
+        self.server.message_callback = self._on_message
+        self.server.peer_shutdown_callback = self._on_fin
+        self.server.start()
+
+    def _on_connection(self, connection: TcpConnection) -> None:
+        if connection.connected:
+            client = TcpClient(self.loop, self.target, "beyond")
+            link = Link(self, connection)
+            connection.context = link.there
+            client.connection_callback = link.on_connection
+            client.message_callback = self._on_message
+            client.peer_shutdown_callback = self._on_fin
+            client.connect()
+        else:
+            connection.context.close()
+
+    def _on_message(self, connection: TcpConnection, buffer: Buffer, when: object) -> None:
+        connection.context.put(buffer.retrieve_all_as_bytes())
+
+    def _on_fin(self, connection: TcpConnection) -> None:
+        connection.context.put(None)
+
+
+class Link:
+    """Two connections, and the pipe into each."""
+
+    def __init__(self, network: BadNetwork, here: TcpConnection) -> None:
+        self.network = network
+        self.ends: list[TcpConnection] = [here]
+        self.there = BadPipe(self)  # from here to there
+        self.here = BadPipe(self)
+        self.here.out = here
+
+    def on_connection(self, connection: TcpConnection) -> None:
+        if connection.connected:
+            self.ends.append(connection)
+            connection.context = self.here
+            self.there.out = connection
+            self.there.go_on()
+        else:
+            self.there.close()
+
+    def cut(self) -> None:
+        for end in self.ends:
+            end.force_close()
+
+
+class BadPipe:
+    """One direction."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.out: TcpConnection | None = None
+        self.waiting: deque[bytes | None] = deque()
+        self.is_held_up = False
+
+    def put(self, data: bytes | None) -> None:
+        rng = self.link.network.random
+        while data:
+            size = rng.choice((1, 10, 500, 5000, 50_000))
+            self.waiting.append(data[:size])
+            data = data[size:]
+        if data is None:
+            self.waiting.append(None)
+        self.go_on()
+
+    def go_on(self) -> None:
+        rng = self.link.network.random
+        while self.waiting and self.out is not None and not self.is_held_up:
+            piece = self.waiting.popleft()
+            if rng.random() < self.link.network.cuts:
+                self.link.cut()
+                return
+            if piece is None:
+                self.out.shutdown()
+            else:
+                self.out.send(piece)
+            if rng.random() < 0.2:
+                self.is_held_up = True
+                self.link.network.loop.run_after(rng.choice((0.0, 0.001, 0.01)), self._end_hold_up)
+
+    def _end_hold_up(self) -> None:
+        self.is_held_up = False
+        self.go_on()
+
+    def close(self) -> None:
+        """An end has gone: so has the other, when it has got what was on its way."""
+        for end in self.link.ends:
+            end.force_close_with_delay(0.05)
+
+
+@pytest.fixture
+def bad_network() -> Iterator[Callable[..., BadNetwork]]:
+    with EventLoopThread(name="network") as loop:
+        made: list[BadNetwork] = []
+
+        def make(server: ServerThread, seed: int, **settings: Any) -> BadNetwork:
+            address = server.server.address
+            made.append(call_in_loop(loop, lambda: BadNetwork(loop, address, seed, **settings)))  # type: ignore[arg-type]
+            call_in_loop(loop, lambda: None)
+            return made[-1]
+
+        yield make
+        for network in made:
+            network.server.stop(0)
+            assert network.server.join(PATIENCE_S)
+
+
+def talk(sock: socket.socket, data: bytes) -> bytes:
+    """Send and receive in two threads until the echo is whole, or the stream ends."""
+    received = bytearray()
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            sock.sendall(data)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with contextlib.suppress(ConnectionError):
+        while len(received) < len(data) and (chunk := sock.recv(65536)):
+            received += chunk
+    sender.join(PATIENCE_S)
+    return bytes(received)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("threads", [0, 2])
+def test_crumbs_and_hold_ups_change_nothing(serve, bad_network, threads, seed):
+    server = serve(threads, message_callback=echo)
+    network = bad_network(server, seed)
+    with socket.create_connection(("127.0.0.1", network.server.address.port), timeout=PATIENCE_S) as sock:
+        assert hashlib.sha256(talk(sock, MUCH)).digest() == hashlib.sha256(MUCH).digest()
+    eventually(lambda: server.server.connection_count == 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nor_do_they_with_tls(serve, bad_network, seed):
+    server = serve(1, ssl_context=server_context(), message_callback=echo)
+    network = bad_network(server, seed)
+    received = bytearray()
+    with EventLoopThread() as loop:
+        address = network.server.address
+        client = call_in_loop(
+            loop,
+            lambda: TcpClient(loop, address, "client", ssl_context=client_context(), server_hostname="localhost"),
+        )
+        client.connection_callback = lambda c: c.connected and c.send(MUCH)
+        client.message_callback = lambda c, buffer, when: received.extend(buffer.retrieve_all_as_bytes())
+        client.connect()
+        eventually(lambda: len(received) == len(MUCH))
+        assert received == MUCH
+        client.close()
+    eventually(lambda: server.server.connection_count == 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_arrives_before_a_cut_is_the_beginning_of_what_was_sent(serve, bad_network, seed):
+    server = serve(1, message_callback=echo)
+    network = bad_network(server, seed, cuts=0.01)
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", network.server.address.port), timeout=PATIENCE_S) as sock:
+            assert MUCH.startswith(talk(sock, MUCH))
+    eventually(lambda: server.server.connection_count == 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_tls_stream_that_is_cut_says_so(serve, bad_network, seed):
+    ends: list[Exception | None] = []
+    server = serve(
+        1,
+        ssl_context=server_context(),
+        message_callback=echo,
+        connection_callback=lambda c: None if c.connected else ends.append(c.error),
+        handshake_failed_callback=lambda c, error: ends.append(error),
+    )
+    network = bad_network(server, seed, cuts=0.05)
+    with socket.create_connection(("127.0.0.1", network.server.address.port), timeout=PATIENCE_S) as sock:
+        try:
+            tls = client_context().wrap_socket(sock, server_hostname="localhost")
+        except (ConnectionError, ssl.SSLError):
+            pass
+        else:
+            with tls:
+                tls.settimeout(PATIENCE_S)
+                with contextlib.suppress(ConnectionError, ssl.SSLError):
+                    while True:
+                        tls.sendall(MUCH[:5000])
+                        if not tls.recv(5000):
+                            break
+    eventually(lambda: ends)
+    assert isinstance(ends[0], (ConnectionError, ssl.SSLError))
+
+
+CABLE = """
+import subprocess, sys, threading, time, socket, hashlib, os
+from pymuduo import EventLoop, InetAddress, TcpServer, IdleTimeouts, EventLoopThread
+
+def ip(*words):
+    subprocess.run(["ip", *words], check=True)
+
+WAIT = "import signal, sys; signal.alarm(90); print('here', flush=True); sys.stdin.readline()"
+child = subprocess.Popen(["unshare", "--net", sys.executable, "-c", WAIT],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+ip("link", "add", "ours", "type", "veth", "peer", "name", "theirs", "netns", str(child.pid))
+ip("addr", "add", "10.99.0.1/24", "dev", "ours")
+ip("link", "set", "ours", "up")
+there = ["nsenter", "--net", "--target", str(child.pid)]
+subprocess.run([*there, "ip", "addr", "add", "10.99.0.2/24", "dev", "theirs"], check=True)
+subprocess.run([*there, "ip", "link", "set", "theirs", "up"], check=True)
+
+PEER = '''
+import socket, sys, hashlib, signal
+signal.alarm(60)
+sock = socket.create_connection(("10.99.0.1", int(sys.argv[1])), timeout=60)
+digest, count = hashlib.sha256(), 0
+while count < 40_000_000:
+    chunk = sock.recv(65536)
+    if not chunk:
+        break
+    digest.update(chunk)
+    count += len(chunk)
+    if count > 1_000_000 and len(sys.argv) > 2:
+        print("a million", flush=True)
+        sys.stdin.readline()
+        del sys.argv[2]
+print(count, digest.hexdigest(), flush=True)
+'''
+data = os.urandom(40_000_000)
+ends = []
+events = {"down": threading.Event()}
+
+def on_connection(connection):
+    if connection.connected:
+        connection.send(data)
+        connection.shutdown()
+    else:
+        ends.append(connection.error)
+        events["down"].set()
+
+with EventLoopThread() as loop:
+    made = threading.Event()
+    def make():
+        global server
+        server = TcpServer(loop, InetAddress("10.99.0.1", 0), "cable")
+        server.connection_callback = on_connection
+        server.idle_timeouts = IdleTimeouts(stall_s=float(sys.argv[1]))
+        server.start()
+        made.set()
+    loop.run_in_loop(make)
+    made.wait(10)
+    peer = subprocess.Popen([*there, sys.executable, "-c", PEER, str(server.address.port), "stop"],
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert peer.stdout.readline() == "a million\\n"
+    ip("link", "set", "ours", "down")
+    peer.stdin.write("go on\\n")
+    peer.stdin.flush()
+    if sys.argv[2] == "for good":
+        assert events["down"].wait(30)
+        assert isinstance(ends[0], TimeoutError), ends
+        peer.kill()
+    else:
+        assert not events["down"].wait(1.0)
+    ip("link", "set", "ours", "up")
+    if sys.argv[2] == "for a second":
+        count, digest = peer.stdout.readline().split()
+        assert int(count) == len(data) and digest == hashlib.sha256(data).hexdigest()
+    again = subprocess.run([*there, sys.executable, "-c", PEER, str(server.address.port)],
+                           capture_output=True, text=True, timeout=60)
+    assert again.stdout.split() == [str(len(data)), hashlib.sha256(data).hexdigest()]
+    peer.wait(30)
+    server.stop(1)
+    server.join(10)
+child.stdin.write("end\\n")
+child.stdin.flush()
+child.wait(10)
+print("survived")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces and cables need root")
+@pytest.mark.parametrize(("stall_s", "how_long"), [(0.5, "for good"), (30, "for a second")])
+def test_a_cable_is_pulled_in_the_middle_of_a_stream(stall_s, how_long):
+    for program in ("ip", "unshare", "nsenter"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine lets us have no network namespace")
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, "-c", CABLE, str(stall_s), how_long],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    if "Operation not supported" in done.stderr or "Unknown device type" in done.stderr:
+        pytest.skip("this kernel has no veth")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("survived\n")
