@@ -33,7 +33,7 @@ from suite.workloads import WORKLOADS
 _NAMES = (*WORKLOADS, *PROGRAMS)
 _PEER_NAMES = tuple(dict.fromkeys([peer.name for peer in PEERS]))
 _IN_README = (
-    *("echo64", "echo64x1000", "echo16k", "line16", "frame64", "broadcast", "broadcast16", "connect"),
+    *("echo64", "echo64x1000", "echo16k", "line16", "frame64", "broadcast", "broadcast16", "connect", "tls64", "tls16k"),
     *("calls", "cross_send", "timers", "idle"),
 )
 _RESULTS = ROOT / "results"

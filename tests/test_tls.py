@@ -20,13 +20,16 @@ from certificates import NAME, certificate, client_context, server_context
 from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, receive_all, receive_exactly, reset
 from pymuduo import (
     Buffer,
+    ConnectionLimits,
     EventLoop,
     InetAddress,
+    ProxyProtocol,
     TcpClient,
     TcpConnection,
     TcpServer,
     TlsLayer,
     UnixAddress,
+    encode_proxy_header,
     send_file,
     start_tls,
 )
@@ -106,11 +109,12 @@ class Puppet:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = (context or client_context()).wrap_bio(self.incoming, self.outgoing, server_hostname=NAME)
 
-    def shake(self) -> None:
+    def shake(self, said: bytes = b"") -> None:
+        """Shake hands, and say something with the last word of that."""
         while True:
             try:
                 self.tls.do_handshake()
-                self.sock.sendall(self.outgoing.read())
+                self.sock.sendall(self.outgoing.read() + (self.sealed(said) if said else b""))
                 return
             except ssl.SSLWantReadError:
                 self.sock.sendall(self.outgoing.read())
@@ -403,6 +407,32 @@ def test_a_client_that_does_not_trust_the_server_says_so(serve, ends):
         raise ends.failed[0]
 
 
+def test_a_client_that_is_refused_after_its_handshake_is_not_heard(serve, ends):
+    """The load balancer names the client, so limits can refuse it only then; its first message may be there already."""
+    heard: list[bytes] = []
+    server = serve(
+        ssl_context=server_context(),
+        proxy_protocol=ProxyProtocol(["127.0.0.1"]),
+        limits=ConnectionLimits(max_per_address=1),
+        message_callback=lambda connection, buffer, when: heard.append(buffer.retrieve_all_as_bytes()),
+        **ends.settings(),
+    )
+    header = encode_proxy_header(InetAddress("192.0.2.7", 1), InetAddress("192.0.2.8", 2))
+    with server.connect() as first, server.connect() as second:
+        for sock, said in ((first, b"first"), (second, b"second")):
+            sock.sendall(header)
+            puppet = Puppet(sock)
+            with contextlib.suppress(ConnectionError):
+                puppet.shake(said)
+            eventually(lambda: ends.up)
+        eventually(lambda: ends.failed)
+        assert isinstance(ends.failed[0], ConnectionRefusedError)
+        eventually(lambda: heard == [b"first"])
+        eventually(lambda: server.server.connection_count == 1)
+    assert heard == [b"first"]
+    assert len(ends.up) == 1
+
+
 def test_a_clients_context_makes_no_server(loop):
     with pytest.raises(ValueError, match="PROTOCOL_TLS_SERVER"):
         TcpServer(loop, InetAddress.loopback(0), "server", ssl_context=client_context())
@@ -550,15 +580,8 @@ def test_reading_that_stops_in_the_connection_callback_holds_everything_back(ser
     )
     with server.connect() as sock:
         puppet = Puppet(sock)
-        while True:
-            try:
-                puppet.tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                sock.sendall(puppet.outgoing.read())
-                puppet.hear()
-        # The end of the handshake and the first records come in one piece.
-        sock.sendall(puppet.outgoing.read() + puppet.sealed(b"at once ") + puppet.sealed(b"and more"))
+        puppet.shake(b"at once ")
+        sock.sendall(puppet.sealed(b"and more"))
         eventually(lambda: up)
         for _ in range(3):
             call_in_loop(up[0].loop, lambda: None)

@@ -28,6 +28,7 @@ cdef class TlsLayer(Layer):
     @cython.locals(connection=TcpConnection, area=bytearray)
     cpdef Py_ssize_t read_held(self, Buffer into) except? -1
     cdef object _take_back(self, Buffer into)
+    @cython.locals(connection=TcpConnection)
     cdef Py_ssize_t _go_on(self, Buffer into, bytearray area) except? -1
     @cython.locals(total=Py_ssize_t, count=Py_ssize_t)
     cdef Py_ssize_t _open(self, Buffer into, bytearray area) except? -1

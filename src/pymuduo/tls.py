@@ -191,14 +191,14 @@ class TlsLayer(Layer):
             self._incoming.write(into.retrieve_all_as_bytes())
 
     def _go_on(self, into: Buffer, area: bytearray) -> int:
+        connection = self.connection
+        assert connection is not None
         if not self._is_done:
             self._shake()
-            if not self._is_done:
+            # Its owner may have refused it, though the handshake is done: then nothing is delivered.
+            if not self._is_done or self.connection is None or not connection.was_up:
                 return -_EAGAIN
-            if self.connection is None:
-                return -_EAGAIN
-        assert self.connection is not None
-        if not self.connection.is_reading:
+        if not connection.is_reading:
             self.holds_input = True
             return -_EAGAIN
         return self._open(into, area)
