@@ -706,6 +706,52 @@ def test_read_fd_does_not_write_under_a_view_of_the_scratch_area(pipe: tuple[int
     assert bytes(view) == b"first"
 
 
+CHANGES: dict[str, Callable[[Buffer], object]] = {
+    "append": lambda buf: buf.append(bytes(2 * SCRATCH)),
+    "append an int": lambda buf: buf.append_int64(1),
+    "prepend": lambda buf: buf.prepend(b""),
+    "shrink": lambda buf: buf.shrink(),
+    "make room": lambda buf: buf.ensure_writable_bytes(2 * SCRATCH),
+    "swap": lambda buf: buf.swap(Buffer(b"other")),
+    "take out": lambda buf: buf.retrieve_all(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("how", ["read_fd", "take_from"])
+def test_a_scratch_area_that_a_view_shows_is_not_given_back_wherever_the_content_is(
+    pipe: tuple[int, int], change: str, how: str
+) -> None:
+    scratch = bytearray(SCRATCH)
+    buf = Buffer(b"")
+    if how == "read_fd":
+        os.write(pipe[1], b"abcdef")
+        buf.read_fd(pipe[0], scratch)
+    else:
+        scratch[:6] = b"abcdef"
+        buf.take_from(scratch, 6)
+    view = buf.peek()
+    CHANGES[change](buf)
+    assert buf.give_back() is False
+    assert view == b"abcdef"
+    view.release()
+    assert buf.give_back() is True
+
+
+def test_take_from_borrows_if_empty_and_copies_behind_what_is_there() -> None:
+    scratch = bytearray(b"abcdef")
+    buf = Buffer(b"")
+    buf.take_from(scratch, 4)
+    assert bytes(buf) == b"abcd"
+    assert buf.capacity == 0
+    assert buf.give_back() is True
+    buf.take_from(scratch, 6)
+    scratch[:] = bytes(6)
+    assert bytes(buf) == b"abcdabcdef"
+    buf.take_from(bytearray(b"x" * 5000), 5000)
+    assert bytes(buf) == b"abcdabcdef" + b"x" * 5000
+
+
 @pytest.mark.parametrize("size", [0, 4, 8])
 def test_read_fd_refuses_a_scratch_area_without_room(pipe: tuple[int, int], size: int) -> None:
     # 0 would look like the end of the stream. (Nothing is in the pipe, so nothing is written where no room is.)

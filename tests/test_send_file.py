@@ -106,7 +106,7 @@ def test_afterwards_the_connection_is_as_before(serve, tmp_path):
         eventually(lambda: sender.connection.layer is None, "the layer for files stays")
         sender.connection.send(b"more")
         assert receive_exactly(client, 4) == b"more"
-        assert sender.connection.bytes_sent == 8
+        assert call_in_loop(sender.connection.loop, lambda: sender.connection.bytes_sent) == 8
 
 
 def test_input_is_received_while_a_file_waits(serve, big_file):

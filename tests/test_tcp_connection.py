@@ -1499,3 +1499,20 @@ def test_a_layer_with_bytes_in_it_is_not_taken_away(loop_thread):
     eventually(lambda: connection.state is ConnectionState.DISCONNECTED)
     with pytest.raises(RuntimeError, match="has ended"):
         call_in_loop(loop_thread, connection.set_layer, None)
+
+
+def test_a_view_of_the_input_is_a_snapshot_even_if_the_callback_adds_to_the_buffer(serve):
+    views: list[memoryview] = []
+
+    def on_message(connection: TcpConnection, buffer: Buffer, when: object) -> None:
+        views.append(buffer.peek())
+        buffer.append(bytes(500_000))
+        buffer.retrieve_all()
+        connection.send(b"!")
+
+    server = serve(message_callback=on_message)
+    with server.connect() as client:
+        for number in range(5):
+            client.sendall(b"message %d" % number)
+            assert receive_exactly(client, 1) == b"!"
+    assert [bytes(view) for view in views] == [b"message %d" % number for number in range(5)]

@@ -10,7 +10,7 @@ cdef Py_ssize_t _SCRATCH_BYTES
 
 cdef class Buffer(ReadableRegion):
     cdef object __weakref__
-    cdef bint _borrowed
+    cdef bytearray _borrowed
 
     @cython.locals(count=Py_ssize_t)
     cpdef object append(self, object data)
@@ -29,9 +29,10 @@ cdef class Buffer(ReadableRegion):
     @cython.locals(count=Py_ssize_t)
     cpdef Py_ssize_t write_fd(self, int fd) except? -1
     cpdef object take_from(self, bytearray scratch, Py_ssize_t count)
+    @cython.locals(scratch=bytearray)
     cpdef bint give_back(self) except -1
     cdef object _advance(self, Py_ssize_t count)
-    @cython.locals(readable=Py_ssize_t, size=Py_ssize_t, room=Py_ssize_t)
+    @cython.locals(readable=Py_ssize_t, size=Py_ssize_t, room=Py_ssize_t, is_own=bint)
     cdef object _make_room(self, Py_ssize_t count)
     cpdef object swap(self, Buffer other)
     cdef object _reset(self)

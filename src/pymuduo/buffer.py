@@ -45,7 +45,7 @@ class Buffer(ReadableRegion):
     __slots__ = ("__weakref__", "_borrowed")
 
     def __init__(self, initial: BytesLike | int = _INITIAL_SIZE) -> None:
-        self._borrowed = False
+        self._borrowed: bytearray | None = None  # the scratch area to be given back, even if the content has moved on
         self._begin = self._end = _CHEAP_PREPEND
         if isinstance(initial, bool):
             raise TypeError(f"Buffer: a size or bytes are required, got {initial}")
@@ -87,7 +87,6 @@ class Buffer(ReadableRegion):
             readable = self._end - self._begin
             _sys.copy(room, _CHEAP_PREPEND + count, self._data, self._begin, readable)
             self._data = room
-            self._borrowed = False
             self._begin = _CHEAP_PREPEND + count
             self._end = self._begin + readable
         self._begin -= count
@@ -145,7 +144,7 @@ class Buffer(ReadableRegion):
     @property
     def capacity(self) -> int:
         """Bytes of memory that this buffer holds; 0 while it owns none. muduo: ``internalCapacity``."""
-        return 0 if self._borrowed else len(self._data)
+        return 0 if self._data is self._borrowed else len(self._data)
 
     def peek(self, count: int = -1) -> memoryview:
         """Return a read-only view of the first *count* bytes (all, if negative), without a copy.
@@ -286,9 +285,9 @@ class Buffer(ReadableRegion):
 
     def swap(self, other: Buffer) -> None:
         """Exchange content with *other*, copying nothing that is owned."""
-        if self._borrowed:
+        if self._data is self._borrowed:
             self._own(0)
-        if other._borrowed:
+        if other._data is other._borrowed:
             other._own(0)
         self._data, other._data = other._data, self._data
         self._begin, other._begin = other._begin, self._begin
@@ -317,7 +316,7 @@ class Buffer(ReadableRegion):
                 self._data = scratch
                 self._begin = _CHEAP_PREPEND
                 self._end = _CHEAP_PREPEND + count
-                self._borrowed = True
+                self._borrowed = scratch
             return count
         if self._data is scratch:
             self._own(0)
@@ -342,7 +341,7 @@ class Buffer(ReadableRegion):
             self._data = scratch
             self._begin = 0
             self._end = count
-            self._borrowed = True
+            self._borrowed = scratch
             return
         if len(self._data) - self._end < count:
             self._make_room(count)
@@ -362,17 +361,14 @@ class Buffer(ReadableRegion):
         What is still unread moves into memory of the buffer's own. False means that a memoryview still shows the
         scratch area, so its owner must take a new one.
         """
+        scratch = self._borrowed
+        self._borrowed = None
         if self._begin == self._end:
-            reusable = not self._borrowed or not _sys.is_exported(self._data)
             self._data = _NOTHING
             self._begin = self._end = 0
-            self._borrowed = False
-            return reusable
-        if not self._borrowed:
-            return True
-        reusable = not _sys.is_exported(self._data)
-        self._own(0)
-        return reusable
+        elif self._data is scratch:
+            self._own(0)
+        return scratch is None or not _sys.is_exported(scratch)
 
     # --- the object itself ---
 
@@ -411,7 +407,7 @@ class Buffer(ReadableRegion):
 
     def _reset(self) -> None:
         """Become empty; memory that a memoryview shows is left to it."""
-        if self._borrowed or self._data is _NOTHING:
+        if self._data is self._borrowed or self._data is _NOTHING:
             # Appending again must not write to the scratch area's front while the caller still reads its tail.
             self._begin = self._end
         elif _sys.is_exported(self._data):
@@ -425,14 +421,14 @@ class Buffer(ReadableRegion):
         readable = self._end - self._begin
         size = len(self._data)
         room = size - self._end + self._begin - _CHEAP_PREPEND
-        if room >= count and self._data is not _NOTHING and not self._borrowed and not _sys.is_exported(self._data):
+        is_own = self._data is not _NOTHING and self._data is not self._borrowed
+        if room >= count and is_own and not _sys.is_exported(self._data):
             _sys.move(self._data, _CHEAP_PREPEND, self._begin, readable)
         else:
             # Doubling keeps the cost of appending n bytes at O(n).
             larger = bytearray(_CHEAP_PREPEND + max(readable + count, 2 * readable))
             _sys.copy(larger, _CHEAP_PREPEND, self._data, self._begin, readable)
             self._data = larger
-            self._borrowed = False
         self._begin = _CHEAP_PREPEND
         self._end = _CHEAP_PREPEND + readable
 
@@ -442,7 +438,6 @@ class Buffer(ReadableRegion):
         own = bytearray(_CHEAP_PREPEND + readable + reserve)
         _sys.copy(own, _CHEAP_PREPEND, self._data, self._begin, readable)
         self._data = own
-        self._borrowed = False
         self._begin = _CHEAP_PREPEND
         self._end = _CHEAP_PREPEND + readable
 
@@ -471,7 +466,7 @@ class Buffer(ReadableRegion):
 def new_empty() -> Buffer:
     """Return a buffer that owns no memory, as ``Buffer(b"")``; without the cost of parsing arguments."""
     made = Buffer.__new__(Buffer)
-    made._borrowed = False
+    made._borrowed = None
     made._data = _NOTHING
     made._begin = made._end = 0
     return made
