@@ -33,7 +33,8 @@ from suite.workloads import WORKLOADS
 _NAMES = (*WORKLOADS, *PROGRAMS)
 _PEER_NAMES = tuple(dict.fromkeys([peer.name for peer in PEERS]))
 _IN_README = (
-    *("echo64", "echo64x1000", "echo16k", "line16", "frame64", "broadcast", "broadcast16", "connect", "tls64", "tls16k"),
+    *("echo64", "echo64x1000", "echo16k", "line16", "frame64", "broadcast", "broadcast16", "connect"),
+    *("tls64", "tls16k", "tlsline16", "tlsconnect"),
     *("calls", "cross_send", "timers", "idle"),
 )
 _RESULTS = ROOT / "results"
@@ -222,7 +223,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--duration", type=float, metavar="S", help="measured, a turn of a workload (by --budget)")
     parser.add_argument("--warmup", type=float, default=0.15, metavar="S", help="before that (%(default)s)")
-    parser.add_argument("--budget", type=float, default=470.0, metavar="S", help="for everything (%(default)g)")
+    parser.add_argument("--budget", type=float, default=560.0, metavar="S", help="for everything (%(default)g)")
     parser.add_argument("--quick", action="store_true", help="one very short round of the main peers: a check")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round there")
     parser.add_argument("--record", action="store_true", help="write results/DATE.json, .md, and charts")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,13 +57,20 @@ def certificate() -> tuple[Path, Path]:
     Raises:
         BuildError: there is no ``openssl`` command, or it failed.
     """
-    cert, key = ROOT / "build" / "cert.pem", ROOT / "build" / "key.pem"
-    if not cert.exists() or not key.exists():
-        cert.parent.mkdir(exist_ok=True)
-        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-        command += ["-days", "3650", "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(cert)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LIMIT_S)
-        except (OSError, subprocess.SubprocessError) as e:
-            raise BuildError(f"a certificate needs the openssl command: {e}") from None
-    return cert, key
+    folder = ROOT / "build" / "certificate"
+    if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        # Both at once, by renaming: nobody ever sees one of them, or one that does not fit the other.
+        with tempfile.TemporaryDirectory(prefix="certificate.", dir=folder.parent) as fresh:
+            command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+            command += ["-days", "3650", "-subj", "/CN=localhost", "-keyout", "key.pem", "-out", "cert.pem"]
+            (made := Path(fresh, "made")).mkdir()
+            try:
+                subprocess.run(command, cwd=made, check=True, capture_output=True, text=True, timeout=_LIMIT_S)
+            except FileNotFoundError:
+                raise BuildError("a certificate needs the command openssl, which is not there") from None
+            except (OSError, subprocess.SubprocessError) as e:
+                raise BuildError(f"no certificate: {e}") from None
+            with contextlib.suppress(OSError):  # another process was faster
+                made.rename(folder)
+    return folder / "cert.pem", folder / "key.pem"
