@@ -3,8 +3,9 @@
 What it teaches: a listening socket outlives the process that serves it. This process makes the socket and accepts
 nothing. It starts a worker, which inherits the socket and serves. At SIGHUP it starts a second worker on the same
 socket, waits until that one serves, and only then asks the first to go, which stops listening, answers what is under
-way and ends. Newcomers wait in the kernel's queue meanwhile; they never find nobody. This process touches no
-connection, so it needs no restart itself.
+way and ends. Newcomers wait in the kernel's queue meanwhile; they never find nobody. A worker that does not come up
+changes nothing, and one that dies is replaced. This process touches no connection, so it needs no restart itself; if it
+is killed its worker ends as well, so that the port is free for the next one.
 
 Requests are lines. The last answer on a connection begins with "last", as an HTTP server would say "Connection: close",
 so that the client knows before it sends another one.
@@ -35,13 +36,21 @@ from pymuduo import (
 from pymuduo.codec import LineCodec
 
 _GRACE_S = 10.0
+_RETRY_S = 1.0
+_LOOK_S = 0.5
 
 
-def work() -> None:
-    """Serve on the inherited socket until SIGTERM, then answer what is under way."""
+def work(parent: int) -> None:
+    """Serve on the inherited socket until SIGTERM or the end of the parent, then answer what is under way."""
     with EventLoop() as loop:
         loop.add_signal_handler(signal.SIGTERM, loop.quit)
         loop.add_signal_handler(signal.SIGINT, loop.quit)
+
+        def look_after_parent() -> None:
+            if os.getppid() != parent:
+                loop.quit()
+
+        loop.run_every(_LOOK_S, look_after_parent)
         ((_, listening),) = inherited_sockets()
         server = TcpServer(loop, None, "worker", listening=listening)
 
@@ -79,7 +88,7 @@ class Supervisor:
             return
         environment, descriptors = handover_environment([self.listening])
         worker = subprocess.Popen(
-            [sys.executable, __file__, "--worker"],
+            [sys.executable, __file__, "--worker", str(os.getpid())],
             env={**os.environ, **environment},
             pass_fds=descriptors,
             stdout=subprocess.PIPE,
@@ -88,7 +97,7 @@ class Supervisor:
         assert worker.stdout is not None
         channel = Channel(self.loop, worker.stdout.fileno())
 
-        def on_word(receive_time: Timestamp) -> None:
+        def on_word(*_: object) -> None:
             assert worker.stdout is not None
             said = os.read(worker.stdout.fileno(), 100)
             channel.disable_all()
@@ -98,11 +107,18 @@ class Supervisor:
             if said.startswith(b"ready"):
                 self.put_in_service(worker)
             else:
-                logging.error("the new worker %d did not come up; the old one stays", worker.pid)
-                self.ending.append(worker)
+                logging.error("the new worker %d did not come up; nothing changes", worker.pid)
+                self.dismiss(worker)
+                self.loop.run_after(_RETRY_S, self.ensure_service)
 
         channel.read_callback = on_word
+        channel.close_callback = on_word  # a pipe whose writer is gone has nothing to read any more: this is called
         channel.enable_reading()
+
+    def ensure_service(self) -> None:
+        """Start a worker if none serves."""
+        if self.serving is None and self.starting is None:
+            self.start_worker()
 
     def put_in_service(self, worker: subprocess.Popen[bytes]) -> None:
         """Let the newcomer serve, and the one before it go."""
@@ -122,7 +138,7 @@ class Supervisor:
         if self.serving is not None and self.serving.poll() is not None:
             logging.error("worker %d ended with %s", self.serving.pid, self.serving.returncode)
             self.serving = None
-            self.loop.run_after(1.0, self.start_worker)
+            self.loop.run_after(_RETRY_S, self.ensure_service)
 
     def stop(self) -> None:
         """End every worker, and wait for them."""
@@ -159,11 +175,11 @@ def main() -> None:
     """Be the supervisor, or one of its workers."""
     parser = argparse.ArgumentParser(description="line server that is restarted by SIGHUP without losing a request")
     parser.add_argument("--port", type=int, default=2007, help="0 lets the kernel choose; default %(default)s")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=int, metavar="PARENT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if options.worker:
-        work()
+    if options.worker is not None:
+        work(options.worker)
     else:
         supervise(options.port)
 

@@ -117,6 +117,28 @@ def test_a_peer_that_leaves_bytes_behind_is_read_before_it_is_closed(
     recorder.end()
 
 
+def test_without_a_close_callback_the_end_of_a_pipe_comes_to_the_read_callback(loop: EventLoop) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    heard: list[bytes] = []
+    channel = Channel(loop, reader)
+
+    def on_readable(receive_time: Timestamp) -> None:
+        heard.append(os.read(reader, 100))
+        if not heard[-1]:
+            channel.disable_all()
+            channel.remove()
+            loop.quit()
+
+    channel.read_callback = on_readable
+    channel.enable_reading()
+    os.write(writer, b"last words")
+    os.close(writer)
+    loop.run()
+    os.close(reader)
+    assert heard == [b"last words", b""]
+
+
 def test_the_close_callback_comes_on_a_hang_up_with_nothing_to_read(loop: EventLoop) -> None:
     read_end, write_end = os.pipe2(os.O_NONBLOCK)
     recorder = Recorder(loop, read_end)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 
 from conftest import PATIENCE_S, call_in_loop, eventually
 from pymuduo import EventLoop, InetAddress, Socket, UdpSocket, UnixAddress
+
+IP_RECVERR = 11  # the socket module has it from Python 3.14 on
 
 
 class Heard:
@@ -67,6 +71,14 @@ def test_datagrams_come_with_their_sender_and_can_be_answered(hear, ipv6):
         assert one.recv(100) == b""
     counted = call_in_loop(heard.udp.loop, lambda: (heard.udp.datagrams_received, heard.udp.bytes_sent))
     assert counted == (3, 8)
+
+
+def test_a_socket_of_both_families_answers_ipv4(hear):
+    heard = hear(InetAddress.any(0, ipv6=True))
+    heard.udp.message_callback = lambda udp, data, sender, when: udp.send_to(data.upper(), sender)
+    with peer(InetAddress.loopback(heard.udp.address.port)) as old_fashioned:
+        old_fashioned.send(b"hello")
+        assert old_fashioned.recv(100) == b"HELLO"
 
 
 def test_two_of_ours_talk(hear):
@@ -158,6 +170,81 @@ def test_nobody_there_is_an_error_that_ends_nothing(hear):
         late.settimeout(PATIENCE_S)
         heard.udp.send(b"and now?")
         assert late.recv(100) == b"and now?"
+
+
+def test_a_unix_peer_that_has_gone_is_an_error_and_its_successor_is_connected_to_anew(hear, tmp_path: Path):
+    target = UnixAddress(tmp_path / "target")
+    heard = hear(family=socket.AF_UNIX)
+    for word in (b"first", b"second"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+            receiver.bind(target.path)
+            receiver.settimeout(PATIENCE_S)
+            call_in_loop(heard.udp.loop, heard.udp.connect, target)
+            assert heard.udp.send(word)
+            assert receiver.recv(100) == word
+        assert call_in_loop(heard.udp.loop, heard.udp.send, b"to nobody") is False
+        eventually(lambda: heard.errors)
+        assert heard.errors.pop().errno == errno.ECONNREFUSED
+        Path(target.path).unlink()
+
+
+def test_errors_with_details_reach_an_unconnected_socket_and_the_loop_sleeps_again(hear):
+    heard = hear()
+    loop = heard.udp.loop
+    call_in_loop(loop, heard.udp.set_option, socket.IPPROTO_IP, IP_RECVERR, 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
+        gone.bind(("127.0.0.1", 0))
+        address = InetAddress(*gone.getsockname())
+    for count in (1, 2, 3):
+        heard.udp.send_to(b"is anybody there?", address)
+        eventually(lambda count=count: len(heard.errors) == count)
+    assert {error.errno for error in heard.errors} == {errno.ECONNREFUSED}
+    before = call_in_loop(loop, lambda: loop.event_count)
+    after: list[int] = []
+    loop.run_after(0.05, lambda: after.append(loop.event_count))
+    eventually(lambda: after)
+    assert after[0] - before < 50  # thousands, if the event stayed up
+
+
+def test_a_connect_that_fails_leaves_the_former_peer(hear):
+    heard = hear()
+    nowhere = InetAddress("255.255.255.255", 1)  # broadcast, which is not allowed
+    with peer(InetAddress(heard.udp.address.ip, heard.udp.address.port)) as friend:
+        address = InetAddress("127.0.0.1", friend.getsockname()[1])
+        with pytest.raises(OSError, match="cannot connect to 255"):
+            call_in_loop(heard.udp.loop, heard.udp.connect, nowhere)
+        assert heard.udp.peer_address is None
+        call_in_loop(heard.udp.loop, heard.udp.connect, address)
+        with pytest.raises(OSError, match="cannot connect to 255"):
+            call_in_loop(heard.udp.loop, heard.udp.connect, nowhere)
+        heard.udp.connect(nowhere)  # from this thread: the error callback is told
+        eventually(lambda: heard.errors)
+        assert heard.udp.peer_address == address
+        assert heard.udp.send(b"still you")
+        assert friend.recv(100) == b"still you"
+
+
+def test_what_waits_for_a_former_peer_never_reaches_the_next_one(hear, tmp_path: Path):
+    former, following = UnixAddress(tmp_path / "former"), UnixAddress(tmp_path / "following")
+    heard = hear(family=socket.AF_UNIX)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other,
+    ):
+        one.bind(former.path)
+        other.bind(following.path)
+        other.settimeout(PATIENCE_S)
+
+        def send_and_turn_away() -> tuple[int, int]:
+            heard.udp.connect(former)
+            while heard.udp.queued_bytes == 0:
+                heard.udp.send(b"for the former")
+            heard.udp.connect(following)
+            heard.udp.send(b"for the following")
+            return heard.udp.dropped, heard.udp.queued_bytes
+
+        assert call_in_loop(heard.udp.loop, send_and_turn_away) == (1, 0)
+        assert other.recv(100) == b"for the following"
 
 
 def test_what_the_kernel_does_not_take_waits_and_then_leaves_in_order(hear, tmp_path: Path):
@@ -274,7 +361,48 @@ def test_closing_the_loop_closes_it():
 
 
 def test_one_that_is_never_started_needs_no_close(loop):
+    def hooks() -> int:
+        gc.collect()
+        loop.queue_in_loop(loop.quit)
+        loop.run()
+        return sum("UdpSocket" in getattr(o, "__qualname__", "") for o in gc.get_objects() if callable(o))
+
     UdpSocket(loop, InetAddress.loopback(0))
+    before = hooks()
+    for _ in range(10):
+        UdpSocket(loop, InetAddress.loopback(0))
+    assert hooks() == before
+
+
+def test_one_that_is_never_started_lives_until_what_waits_has_left(loop, tmp_path: Path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "target"))
+        receiver.setblocking(False)
+        udp = UdpSocket(loop, family=socket.AF_UNIX)
+        udp.connect(UnixAddress(tmp_path / "target"))
+        sent = 0
+        while udp.queued_bytes == 0:
+            assert udp.send(b"x")
+            sent += 1
+        lives = weakref.ref(udp)
+        del udp
+        gc.collect()
+        received = 0
+
+        def receive() -> None:
+            nonlocal received
+            try:
+                received += len(receiver.recv(100))
+            except BlockingIOError:
+                gc.collect()
+            if received == sent and lives() is None:
+                loop.quit()
+
+        loop.run_every(0.001, receive)
+        loop.run_after(PATIENCE_S, loop.quit)
+        loop.run()
+        assert received == sent
+        assert lives() is None
 
 
 def test_a_started_one_lives_without_a_reference(loop_thread):
@@ -343,6 +471,16 @@ def test_a_socket_bound_by_somebody_else_is_taken_over(hear):
     with peer(heard.udp.address) as sender:
         sender.send(b"x")
         eventually(lambda: heard.datagrams)
+
+
+def test_a_connected_one_that_is_taken_over_knows_its_peer(hear):
+    target = hear(InetAddress.loopback(0))
+    connected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    connected.connect(target.udp.address.sockaddr)
+    heard = hear(inherited=Socket(connected.detach()))
+    assert heard.udp.peer_address == target.udp.address
+    assert heard.udp.send(b"hello")
+    eventually(lambda: target.datagrams == [(b"hello", heard.udp.address)])
 
 
 def test_what_is_no_datagram_socket_is_refused(loop):

@@ -204,7 +204,8 @@ class Channel(BaseChannel):
         read_callback: called with the time at which the poll returned, when there is something to read (also the
             end of the stream, or an error that reading will report).
         write_callback: called with nothing, when writing would not block.
-        close_callback: called with nothing, when the other end is gone and nothing is left to read.
+        close_callback: called with nothing, when the other end is gone and nothing is left to read. Unset, the read
+            callback is called, if reading is asked for: the end of a pipe comes that way.
         error_callback: called with nothing, when the descriptor is in error.
         events: the bits asked for (the interest set). revents: the bits that the last poll reported.
 
@@ -252,6 +253,8 @@ class Channel(BaseChannel):
     def _handle_close(self) -> None:
         if self.close_callback is not None:
             self.close_callback()
+        elif self.read_callback is not None and self.events & _READ:
+            self.read_callback(self.loop.poll_return_time)  # the end of a pipe; unheard, it would come for ever
 
     def _handle_error(self) -> None:
         if self.error_callback is not None:

@@ -9,6 +9,7 @@ end; what does not fit in is dropped and counted. Whoever needs more than that n
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -68,7 +69,7 @@ class UdpSocket:
 
     Attributes:
         loop: as given. address: the real one. They never change.
-        peer_address: whom ``connect`` has chosen, or None.
+        peer_address: whom ``connect`` has chosen, or who had *inherited*; None without.
         message_callback: ``(socket, data, sender, receive_time)`` in the loop's thread for each datagram: bytes, and
             the address it came from. Unset: input is dropped.
         error_callback: ``(socket, error)`` in the loop's thread: an OSError that came back for an earlier datagram (on
@@ -159,9 +160,6 @@ class UdpSocket:
                 self._bind(address, reuse_port)
             self.address = _address_of(self._sock.getsockname())
             self._channel = Channel(loop, self._sock.fileno())
-            self._channel.read_callback = self._handle_read
-            self._channel.write_callback = self._handle_write
-            self._channel.error_callback = self._handle_error
             # The loop ends the socket when it is closed, but does not keep one that was never started.
             reference = weakref.ref(self)
 
@@ -173,6 +171,7 @@ class UdpSocket:
             self._close_hook = close_with_loop
             loop.run_in_loop(loop.call_at_close, close_with_loop)
             if inherited is not None:
+                self.peer_address = self._kernel_peer()
                 inherited.close()  # a duplicate is ours
         except BaseException:
             self._close_socket()
@@ -281,7 +280,8 @@ class UdpSocket:
     def connect(self, address: Address) -> None:
         """Choose the peer: ``send`` goes there, only its datagrams are received, and its errors are heard of.
 
-        From any thread. UDP sends nothing to connect, so it succeeds whoever is there.
+        From any thread. UDP sends nothing to connect, so it succeeds whoever is there. What still waits to be sent to a
+        former peer is dropped. If it fails, a former peer stays.
 
         Raises:
             OSError: there is no way to *address*, or no Unix socket there. In another thread than the loop's the error
@@ -338,7 +338,14 @@ class UdpSocket:
     def _start_in_loop(self) -> None:
         if not self._closing and not self._is_started:
             self._is_started = True
+            self._watch()
             self._channel.enable_reading()
+
+    def _watch(self) -> None:
+        """Let the channel call this object; not before the loop keeps both, so that one dropped earlier is no cycle."""
+        self._channel.read_callback = self._handle_read
+        self._channel.write_callback = self._handle_write
+        self._channel.error_callback = self._handle_error
 
     def _handle_read(self, receive_time: Timestamp) -> None:
         for _ in range(_MAX_READS):
@@ -374,10 +381,11 @@ class UdpSocket:
 
     def _handle_error(self) -> None:
         """Take the error that came back for an earlier datagram."""
-        try:
-            number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        except OSError as e:
-            number = e.errno or errno.EIO
+        number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if self.family != socket.AF_UNIX:  # there it would take a datagram
+            # The details, if somebody has set IP_RECVERR: left unread, they would keep the event up for ever.
+            with contextlib.suppress(OSError):
+                self._sock.recvmsg(0, 0, socket.MSG_ERRQUEUE)
         if number:
             self._report(OSError(number, os.strerror(number)))
 
@@ -459,6 +467,7 @@ class UdpSocket:
         if not can_wait or self._queued_bytes + size > self._max_queued_bytes:
             self.dropped += 1
             return False
+        self._watch()
         self._channel.enable_writing()
         self._queue.append((bytes(data), address))
         self._queued_bytes += size
@@ -475,6 +484,8 @@ class UdpSocket:
             self._queued_bytes -= len(data) + _QUEUED_OVERHEAD
         if not self._queue:
             self._channel.disable_writing()
+            if not self._is_started:
+                self._channel.remove()  # until then the loop has kept it for what waited
 
     # --- in the loop: connecting, closing ---
 
@@ -482,9 +493,20 @@ class UdpSocket:
         try:
             self._sock.connect(address.sockaddr)
         except OSError as e:
-            self.peer_address = None
+            self.peer_address = self._kernel_peer()
             number = e.errno or 0
             raise OSError(number, f"cannot connect to {address}: {os.strerror(number)}") from None
+        if self._queue:
+            kept = [(data, to) for data, to in self._queue if to is not None]  # the rest was for the former peer
+            self.dropped += len(self._queue) - len(kept)
+            self._queue = deque(kept)
+            self._queued_bytes = sum([len(data) + _QUEUED_OVERHEAD for data, _ in kept])
+
+    def _kernel_peer(self) -> Address | None:
+        try:
+            return _address_of(self._sock.getpeername())
+        except OSError:
+            return None  # not connected
 
     def _connect_in_loop(self, address: Address) -> None:
         if self._closing:
@@ -516,6 +538,7 @@ class UdpSocket:
     def __del__(self) -> None:
         if getattr(self, "_sock", None) is not None and self._sock.fileno() >= 0:  # never started
             self._close_socket()
+            self.loop.post(self.loop.forget_at_close, (self._close_hook,))
 
     def __repr__(self) -> str:
         state = "closed" if self._closing else "started" if self._is_started else "new"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -32,6 +33,7 @@ class Program:
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            start_new_session=True,  # so that what it starts can be ended with it
         )
         assert self.process.stdout is not None
         assert self.process.stderr is not None
@@ -48,11 +50,14 @@ class Program:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
+        if self.process.returncode is None:
+            # Its children too: they hold our pipes. Not reaped yet, so the group's number is still its own.
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(PATIENCE_S)
         for reader in self._readers:
             reader.join(PATIENCE_S)
+        # Closing a stream that a reader waits in would wait for ever.
+        assert not any(reader.is_alive() for reader in self._readers), "a child of the program holds its pipes"
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):

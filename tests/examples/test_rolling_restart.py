@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
 from conftest import PATIENCE_S, eventually
-from programs import Program
+from programs import EXAMPLES, Program
 
 PATH = "rolling_restart.py"
 
@@ -105,6 +106,59 @@ def test_a_worker_that_dies_is_replaced():
         client.visit()
         assert client.workers == {other}
         assert program.end(signal.SIGINT) == 0
+
+
+def test_a_new_version_that_does_not_come_up_changes_nothing(tmp_path: Path):
+    copy = tmp_path / PATH
+    works = (EXAMPLES / PATH).read_text()
+    copy.write_text(works)
+    with Program(str(copy), "--port", "0") as program:
+        worker = int(program.wait_for_log(r"worker (\d+) serves")[1])
+        copy.write_text("raise SystemExit(1)\n")
+        for count in (1, 2):
+            program.process.send_signal(signal.SIGHUP)
+            eventually(lambda count=count: program.err.count("did not come up") == count)
+            client = Client(program.port, keep_alive=False)
+            client.visit()
+            assert client.workers == {worker}
+        copy.write_text(works)
+        program.process.send_signal(signal.SIGHUP)
+        assert eventually(lambda: next_worker(program, worker))
+        assert program.end(signal.SIGTERM) == 0
+
+
+def test_a_worker_is_tried_again_until_one_serves(tmp_path: Path):
+    copy = tmp_path / PATH
+    works = (EXAMPLES / PATH).read_text()
+    copy.write_text(works)
+    with Program(str(copy), "--port", "0") as program:
+        worker = int(program.wait_for_log(r"worker (\d+) serves")[1])
+        copy.write_text("raise SystemExit(1)\n")
+        os.kill(worker, signal.SIGKILL)
+        program.wait_for_log("did not come up")
+        waiting = Client(program.port, keep_alive=False)
+        waiting.start()
+        copy.write_text(works)
+        eventually(lambda: waiting.answered or waiting.error)
+        waiting.stop()
+        assert program.end(signal.SIGTERM) == 0
+
+
+def test_a_worker_ends_with_a_supervisor_that_is_killed():
+    with Program(PATH, "--port", "0") as program:
+        program.wait_for_log(r"worker (\d+) serves")
+        port = program.port
+        program.process.kill()
+        assert program.process.wait(PATIENCE_S) == -signal.SIGKILL
+        eventually(lambda: is_refused(port))  # nobody keeps the next one from listening there
+
+
+def is_refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
