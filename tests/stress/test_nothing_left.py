@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import subprocess
 import sys
@@ -14,8 +15,12 @@ from conftest import PATIENCE_S, call_in_loop, eventually, open_descriptors, rec
 from pymuduo import Buffer, Channel, Socket, TcpConnection
 
 
+LIVES = int(os.environ.get("PYMUDUO_LIVES", "10000"))
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_10000_connects_and_disconnects_leave_nothing_behind(serve, threads):
+    """As many as ``PYMUDUO_LIVES`` says, if it says so."""
     server = serve(threads, message_callback=lambda c, b, t: c.send(b))
     with server.connect() as warm_up:
         warm_up.sendall(b"x")
@@ -33,7 +38,7 @@ def test_10000_connects_and_disconnects_leave_nothing_behind(serve, threads):
 
     objects = count_objects()
 
-    for i in range(10_000):
+    for i in range(LIVES):
         client = server.connect()
         if i % 3 == 0:
             client.sendall(b"hello")
