@@ -14,7 +14,6 @@ import pytest
 from conftest import PATIENCE_S, call_in_loop, eventually, open_descriptors, receive_exactly, reset
 from pymuduo import Buffer, Channel, Socket, TcpConnection
 
-
 LIVES = int(os.environ.get("PYMUDUO_LIVES", "10000"))
 
 
