@@ -21,7 +21,6 @@ endif
 COMPILED := .venv/$(TAG)
 PURE := .venv/$(TAG)-pure
 LINT := .venv/$(TAG)-lint
-SANITIZED := .venv/$(TAG)-sanitized
 SOURCES := pyproject.toml setup.py README.md LICENSE \
 	$(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name 'py.typed')
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
@@ -56,13 +55,23 @@ soak: $(COMPILED)/installed
 	$(COMPILED)/bin/python tests/stress/soak.py --minutes $(MINUTES) --out soak
 
 # Leaks are the soak's business: the interpreter itself keeps memory to its end. Left out are tests that count
-# instructions or memory, preload a library of their own, or run programs that do not bear this one.
-SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
-LIBRARY_OF = $(shell $(CC) -print-file-name=$(1))
-sanitize: $(SANITIZED)/installed
-	LD_PRELOAD="$(call LIBRARY_OF,libasan.so) $(call LIBRARY_OF,libubsan.so)" PYTHONMALLOC=malloc \
-		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-		PYMUDUO_EXPECT=compiled $(SANITIZED)/bin/python $(PYTEST) tests \
+# instructions or memory, preload a library of their own, or run programs that do not bear this one. With
+# SANITIZER=thread only what the compiled modules do is seen; TESTS='tests/stress/test_many_threads.py' is of use there.
+comma := ,
+SANITIZER ?= address,undefined
+TESTS ?= tests
+SANITIZED = .venv/$(TAG)-$(subst $(comma),-,$(SANITIZER))
+FLAGS = -fsanitize=$(SANITIZER) -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
+LIBRARY_address := libasan.so
+LIBRARY_undefined := libubsan.so
+LIBRARY_thread := libtsan.so
+PRELOADED = $(foreach kind,$(subst $(comma), ,$(SANITIZER)),$(shell $(CC) -print-file-name=$(LIBRARY_$(kind))))
+sanitize:
+	test -d $(SANITIZED) || $(PYTHON) -m venv $(SANITIZED)
+	CFLAGS="$(FLAGS)" LDFLAGS="$(FLAGS)" $(SANITIZED)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps .
+	$(SANITIZED)/bin/python $(PIP_INSTALL) '.[test]'
+	LD_PRELOAD="$(PRELOADED)" PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+		UBSAN_OPTIONS=print_stacktrace=1 PYMUDUO_EXPECT=compiled $(SANITIZED)/bin/python $(PYTEST) $(TESTS) \
 		--ignore=tests/test_cost.py --ignore=tests/stress/test_faults.py --ignore=tests/integration \
 		-k 'not curl and not systemd and not costs_no_memory' $(ARGS)
 
@@ -86,7 +95,7 @@ package: $(COMPILED)/created
 	$(COMPILED)/bin/python -m build --outdir dist .
 	$(PYTHON) tests/try_package.py dist
 
-$(COMPILED)/created $(PURE)/created $(LINT)/created $(SANITIZED)/created: %/created:
+$(COMPILED)/created $(PURE)/created $(LINT)/created: %/created:
 	$(PYTHON) -m venv $*
 	touch $@
 
@@ -108,12 +117,6 @@ $(COMPILED)/bench: $(COMPILED)/installed
 $(PURE)/installed: $(PURE)/created $(SOURCES)
 	PYMUDUO_PURE=1 $(PURE)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps .
 	PYMUDUO_PURE=1 $(PURE)/bin/python $(PIP_INSTALL) '.[test]'
-	touch $@
-
-$(SANITIZED)/installed: $(SANITIZED)/created $(SOURCES)
-	CFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" \
-		$(SANITIZED)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps .
-	$(SANITIZED)/bin/python $(PIP_INSTALL) pytest pytest-timeout hypothesis trustme
 	touch $@
 
 $(LINT)/installed: $(LINT)/created pyproject.toml
