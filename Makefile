@@ -68,8 +68,8 @@ LIBRARY_thread := libtsan.so
 PRELOADED = $(foreach kind,$(subst $(comma), ,$(SANITIZER)),$(shell $(CC) -print-file-name=$(LIBRARY_$(kind))))
 sanitize:
 	test -d $(SANITIZED) || $(PYTHON) -m venv $(SANITIZED)
+	PYMUDUO_PURE=1 $(SANITIZED)/bin/python $(PIP_INSTALL) '.[test]'
 	CFLAGS="$(FLAGS)" LDFLAGS="$(FLAGS)" $(SANITIZED)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps .
-	$(SANITIZED)/bin/python $(PIP_INSTALL) '.[test]'
 	LD_PRELOAD="$(PRELOADED)" PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 		UBSAN_OPTIONS=print_stacktrace=1 PYMUDUO_EXPECT=compiled $(SANITIZED)/bin/python $(PYTEST) $(TESTS) \
 		--ignore=tests/test_cost.py --ignore=tests/stress/test_faults.py --ignore=tests/integration \
