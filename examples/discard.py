@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import time
 
 from pymuduo import Buffer, EventLoop, InetAddress, TcpConnection, TcpServer, Timestamp
@@ -69,8 +68,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     meter = Meter()
     with EventLoop() as loop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, loop.quit)
+        loop.quit_on_signals()
         server = TcpServer(loop, InetAddress.any(options.port), "discard")
         server.thread_num = options.threads
         server.thread_init_callback = meter.add_loop

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 
 from pymuduo import Buffer, EventLoop, InetAddress, TcpConnection, TcpServer, Timestamp
 
@@ -46,8 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
-        for number in (signal.SIGINT, signal.SIGTERM):  # run() returns, and leaving the block closes what is open
-            loop.add_signal_handler(number, loop.quit)
+        loop.quit_on_signals()  # run() returns, and leaving the block closes what is open
         server = TcpServer(loop, InetAddress.any(options.port), "echo")
         server.thread_num = options.threads
         server.high_water_mark = _MAX_UNREAD_BYTES

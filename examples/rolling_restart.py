@@ -43,8 +43,7 @@ _LOOK_S = 0.5
 def work(parent: int) -> None:
     """Serve on the inherited socket until SIGTERM or the end of the parent, then answer what is under way."""
     with EventLoop() as loop:
-        loop.add_signal_handler(signal.SIGTERM, loop.quit)
-        loop.add_signal_handler(signal.SIGINT, loop.quit)
+        loop.quit_on_signals()
 
         def look_after_parent() -> None:
             if os.getppid() != parent:
@@ -160,8 +159,7 @@ def supervise(port: int) -> None:
     listening.listen()
     with EventLoop() as loop:
         supervisor = Supervisor(loop, listening)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, loop.quit)
+        loop.quit_on_signals()
         loop.add_signal_handler(signal.SIGHUP, supervisor.start_worker)
         loop.add_signal_handler(signal.SIGCHLD, supervisor.look_after_workers)
         supervisor.start_worker()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import struct
 
 from pymuduo import EventLoop, InetAddress, Timestamp, UdpSocket
@@ -34,26 +33,16 @@ def report(udp: UdpSocket, data: bytes, sender: InetAddress, receive_time: Times
         print(f"round trip {back_us - sent_us} us, clock offset {theirs_us - (sent_us + back_us) // 2} us", flush=True)
 
 
-def address_of(text: str) -> InetAddress:
-    """Return what ``host:port`` means."""
-    host, _, port = text.rpartition(":")
-    try:
-        return InetAddress.resolve(host.strip("[]"), int(port))[0]
-    except (OSError, ValueError) as e:
-        raise argparse.ArgumentTypeError(f"{text}: {e}") from None
-
-
 def main() -> None:
     """Answer, or ask; until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(description="measures round trips and clock offsets with datagrams")
     parser.add_argument("--port", type=int, default=3123, help="the server's; 0 lets the kernel choose; default 3123")
-    parser.add_argument("--to", type=address_of, help="be the client of the server at host:port")
+    parser.add_argument("--to", type=InetAddress.parse, help="be the client of the server at host:port")
     parser.add_argument("--every", type=float, default=0.2, help="seconds between questions; default %(default)s")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, loop.quit)
+        loop.quit_on_signals()
         if options.to is None:
             udp = UdpSocket(loop, InetAddress.any(options.port))
             udp.message_callback = answer

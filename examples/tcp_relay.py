@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 
 from pymuduo import EventLoop, IdleTimeouts, InetAddress, Pipe, TcpClient, TcpConnection, TcpServer, pipe
 
@@ -55,23 +54,16 @@ class Relay:
         logging.info("%s has left: %d bytes sent, %d received", coupled.one.peer_address, *counts)
 
 
-def address_of(text: str) -> InetAddress:
-    """Return the address that ``host:port`` names."""
-    host, _, port = text.rpartition(":")
-    return InetAddress.resolve(host.strip("[]"), int(port))[0]
-
-
 def main() -> None:
     """Relay until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(description="TCP relay: connects whoever connects to another address")
-    parser.add_argument("--to", type=address_of, default="127.0.0.1:2007", help="where to; default %(default)s")
+    parser.add_argument("--to", type=InetAddress.parse, default="127.0.0.1:2007", help="where to; default %(default)s")
     parser.add_argument("--port", type=int, default=2000, help="0 lets the kernel choose; default %(default)s")
     parser.add_argument("--threads", type=int, default=0, help="I/O loops; 0, the default: the main loop does it all")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, loop.quit)
+        loop.quit_on_signals()
         relay = Relay(options.to)
         server = TcpServer(loop, InetAddress.any(options.port), "relay")
         server.thread_num = options.threads

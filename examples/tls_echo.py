@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import ssl
 import subprocess
 from pathlib import Path
@@ -61,8 +60,7 @@ def main() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(options.certificate, options.key)
     with EventLoop() as loop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, loop.quit)
+        loop.quit_on_signals()
         server = TcpServer(loop, InetAddress.any(options.port), "tls-echo", ssl_context=context)
         server.thread_num = options.threads
         server.connection_callback = on_connection

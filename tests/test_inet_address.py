@@ -206,3 +206,35 @@ def test_resolve_refuses_a_port_that_is_no_int_with_its_value(port: Any) -> None
     with pytest.raises(TypeError, match="port must be an int") as caught:
         InetAddress.resolve("localhost", port)
     assert repr(port) in str(caught.value)
+
+
+# --- parse ---
+
+
+@pytest.mark.parametrize(
+    ("text", "ip_port"),
+    [("192.0.2.7:80", "192.0.2.7:80"), ("[2001:db8::1]:0", "[2001:db8::1]:0"), ("[::1]:65535", "[::1]:65535")],
+)
+def test_parse_takes_what_ip_port_gives(text: str, ip_port: str) -> None:
+    assert InetAddress.parse(text).ip_port == ip_port
+
+
+def test_parse_looks_a_name_up() -> None:
+    assert InetAddress.parse("localhost:80") == InetAddress.resolve("localhost", 80)[0]
+
+
+@pytest.mark.parametrize("text", ["", "80", ":80", "192.0.2.7", "192.0.2.7:", "here:http", "::1:80", "[::1:80", "a:-1"])
+def test_parse_refuses_what_is_no_host_and_port_with_its_value(text: str) -> None:
+    with pytest.raises(ValueError, match="host:port is required") as caught:
+        InetAddress.parse(text)
+    assert repr(text) in str(caught.value)
+
+
+def test_parse_refuses_a_port_out_of_range() -> None:
+    with pytest.raises(ValueError, match=r"port must be 0..65535, got 65536"):
+        InetAddress.parse("localhost:65536")
+
+
+def test_parse_refuses_a_name_without_address() -> None:
+    with pytest.raises(ValueError, match=r"'name\.invalid:80'"):
+        InetAddress.parse("name.invalid:80")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import logging
-import signal
 import socket
 import sys
 import threading
@@ -71,8 +70,7 @@ def main() -> None:
     local, peer = (InetAddress(*name[:2]) for name in (sock.getsockname(), sock.getpeername()))
 
     with EventLoop() as loop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, loop.quit)
+        loop.quit_on_signals()
 
         def on_connection(connection: TcpConnection) -> None:
             if not connection.connected:

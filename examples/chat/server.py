@@ -24,7 +24,6 @@ import argparse
 import itertools
 import logging
 import re
-import signal
 
 from codec import MAX_MESSAGE_BYTES, LengthHeaderCodec, encode
 from pymuduo import EventLoop, InetAddress, TcpConnection, TcpServer
@@ -136,8 +135,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, loop.quit)
+        loop.quit_on_signals()
         room = Room(loop)
         server = TcpServer(loop, InetAddress.any(options.port), "chat")
         server.thread_num = options.threads

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 
 from pymuduo import Buffer, EventLoop, InetAddress, TcpConnection, TcpServer, Timestamp
 
@@ -25,8 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, loop.quit)
+        loop.quit_on_signals()
         server = TcpServer(loop, InetAddress.any(options.port), "pingpong")
         server.thread_num = options.threads
         server.message_callback = on_message

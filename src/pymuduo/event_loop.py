@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -429,6 +430,15 @@ class EventLoop(ChannelHost):
         if self._signal_handlers is None:
             self._signal_handlers = SignalHandlers(self)
         self._signal_handlers.add(number, callback, args)
+
+    def quit_on_signals(self, *numbers: int) -> None:
+        """Let ``run`` return when the process gets one of these signals; SIGINT (Ctrl-C) and SIGTERM if none is named.
+
+        What a program's main loop wants: leaving its ``with`` block then closes what is open, in good order. It is
+        ``add_signal_handler`` with ``quit`` for each; raises as that does.
+        """
+        for number in numbers or (signal.SIGINT, signal.SIGTERM):
+            self.add_signal_handler(number, self.quit)
 
     def remove_signal_handler(self, number: int) -> bool:
         """Take ``add_signal_handler`` back; False if there was none."""

@@ -82,6 +82,24 @@ class InetAddress:
                 found.append(address)
         return found
 
+    @staticmethod
+    def parse(text: str) -> InetAddress:
+        """Return the address that ``host:port`` names: ``10.0.0.1:80``, ``[::1]:80``, ``example.org:80``.
+
+        A name is looked up, which blocks as ``resolve`` does, and its best address taken. It suits ``argparse`` as
+        the type of an option.
+
+        Raises:
+            ValueError: there is no port, it is out of range, or the name has no address.
+        """
+        host, colon, port = text.rpartition(":")
+        if not colon or not host or not port.isdecimal() or (":" in host and host[0] + host[-1] != "[]"):
+            raise ValueError(f"InetAddress.parse: host:port is required, got {text!r}")
+        try:
+            return InetAddress.resolve(host.strip("[]"), int(port))[0]
+        except OSError as e:
+            raise ValueError(f"InetAddress.parse: {text!r}: {e}") from e
+
     @property
     def family(self) -> int:
         """``socket.AF_INET`` or ``socket.AF_INET6``."""

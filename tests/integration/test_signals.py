@@ -138,3 +138,19 @@ def test_signals_that_can_not_be_caught_are_refused(loop):
 def test_only_a_loop_of_the_main_thread_hears_of_signals(loop_thread):
     with pytest.raises(RuntimeError, match="main thread"):
         call_in_loop(loop_thread, loop_thread.add_signal_handler, signal.SIGUSR1, loop_thread.quit)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_quit_on_signals_takes_ctrl_c_and_sigterm(loop, number):
+    loop.quit_on_signals()
+    loop.queue_in_loop(os.kill, os.getpid(), number)
+    loop.run()  # or the process is gone, or KeyboardInterrupt comes out
+
+
+def test_quit_on_signals_takes_the_signals_it_is_given_and_no_other(loop):
+    before = signal.getsignal(signal.SIGTERM)
+    loop.quit_on_signals(signal.SIGUSR1, signal.SIGUSR2)
+    assert signal.getsignal(signal.SIGTERM) == before
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        loop.queue_in_loop(os.kill, os.getpid(), number)
+        loop.run()
