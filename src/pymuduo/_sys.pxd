@@ -52,6 +52,11 @@ cpdef Py_ssize_t take_delimited(
     bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes delimiter, Py_ssize_t limit, list taken) except -1
 cpdef Py_ssize_t take_prefixed(
     bytearray data, Py_ssize_t begin, Py_ssize_t end, int width, bint is_big, Py_ssize_t limit, list taken) except -1
+cpdef Py_ssize_t take_requests(
+    bytearray data, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, list taken) except -1
+cpdef Py_ssize_t take_commands(
+    bytearray data, Py_ssize_t begin, Py_ssize_t end, dict blocks, Py_ssize_t line_limit, Py_ssize_t limit,
+    list taken) except -1
 cpdef bytes prefixed(bytes message, int width, Py_ssize_t limit, bint is_big)
 cpdef bytes join_prefixed(list messages, int width, Py_ssize_t limit, bint is_big)
 cpdef bytes delimited(bytes message, bytes delimiter, Py_ssize_t limit)

@@ -23,6 +23,7 @@ from typing import Any
 thread_id = threading.get_ident
 
 _MAX_IOVECS = 64
+_STAR, _DOLLAR, _RETURN = b"*$\r"
 
 _CLOCK_MONOTONIC_COARSE = 6  # of Linux; the time module has no name for it
 
@@ -141,6 +142,118 @@ def take_delimited(data: bytearray, begin: int, end: int, delimiter: bytes, limi
         taken.append(bytes(data[begin:at]))
         begin = at + len(delimiter)
     return begin
+
+
+def take_requests(data: bytearray, begin: int, end: int, limit: int, taken: list[list[bytes]]) -> int:
+    """Append to *taken* each request of the Redis protocol (an array of bulk strings), as a list of its words.
+
+    Stops at what is incomplete or does not begin with ``*``.
+
+    Returns:
+        Where the rest begins.
+    Raises:
+        ValueError: the first one is malformed, or longer than *limit* bytes in all.
+    """
+    while begin < end and data[begin] == _STAR:
+        try:
+            words: list[bytes] = []
+            at, count = _number(data, begin + 1, end, "invalid multibulk length")
+            if count > limit // 6:  # a word takes six bytes at least
+                raise ValueError("invalid multibulk length")
+            for _ in range(count):
+                if at == end:
+                    raise IndexError
+                if data[at] != _DOLLAR:
+                    raise ValueError(f"expected '$', got {chr(data[at])!r}")
+                at, size = _number(data, at + 1, end, "invalid bulk length")
+                if not 0 <= size <= limit - (at + 2 - begin):
+                    raise ValueError("invalid bulk length")
+                if size + 2 > end - at:
+                    raise IndexError
+                words.append(bytes(data[at : at + size]))
+                at += size + 2
+                if data[at - 2 : at] != b"\r\n":
+                    raise ValueError("a bulk string longer than it said")
+        except IndexError:  # not all there
+            break
+        except ValueError:
+            if taken:
+                break
+            raise
+        if words:
+            taken.append(words)
+        begin = at
+    return begin
+
+
+def _number(data: bytearray, begin: int, end: int, error: str) -> tuple[int, int]:
+    """Return where the line after a number begins, and the number; IndexError if it is not all there."""
+    at = data.find(b"\r\n", begin, min(end, begin + 21))
+    text = data[begin : at if at >= 0 else min(end, begin + 21)]
+    digits = text.removesuffix(b"\r") if at < 0 else text
+    if digits[:1] == b"-":
+        digits = digits[1:]
+    if (digits and not digits.isdigit()) or len(digits) > 18 or (not digits and (at >= 0 or text[-1:] == b"\r")):
+        raise ValueError(error)
+    if at < 0:
+        raise IndexError
+    return at + 2, int(text)
+
+
+def take_commands(
+    data: bytearray,
+    begin: int,
+    end: int,
+    blocks: dict[bytes, int],
+    line_limit: int,
+    limit: int,
+    taken: list[list[bytes]],
+) -> int:
+    """Append to *taken* the words of each line, and the block of bytes behind those whose first word is in *blocks*.
+
+    The value there is the index of the word that tells the block's size.
+
+    Returns:
+        Where the rest begins.
+    Raises:
+        ValueError: the first line is longer than *line_limit* bytes, or its block than *limit*.
+    """
+    while begin < end:
+        found = data.find(b"\n", begin, end)
+        stop = end if found < 0 else found
+        after = stop + 1
+        if stop > begin and data[stop - 1] == _RETURN:
+            stop -= 1
+        if stop - begin > line_limit:
+            if taken:
+                break
+            raise ValueError(f"a line of more than {line_limit} bytes")
+        if found < 0:
+            break
+        words = [bytes(word) for word in data[begin:stop].split(b" ") if word]
+        size = _block_size(blocks, words)
+        if size >= 0:
+            if size > limit:
+                if taken:
+                    break
+                raise ValueError(f"a block of {size} bytes, where {limit} are allowed")
+            if size + 2 > end - after:
+                break
+            if data[after + size : after + size + 2] == b"\r\n":
+                words.append(bytes(data[after : after + size]))
+            after += size + 2
+        taken.append(words)
+        begin = after
+    return begin
+
+
+def _block_size(blocks: dict[bytes, int], words: list[bytes]) -> int:
+    """Return the size of the block that follows a command; -1: none does, or its size is not told."""
+    index = blocks.get(words[0]) if words else None
+    if index is None or not 0 < (index if index >= 0 else index + len(words)) < len(words):
+        return -1
+    word = words[index]
+    return int(word) if len(word) <= 18 and word.isdigit() else -1
 
 
 def take_prefixed(

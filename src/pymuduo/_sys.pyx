@@ -317,6 +317,158 @@ cpdef Py_ssize_t take_prefixed(
     return begin
 
 
+cdef Py_ssize_t _number(const char *base, Py_ssize_t at, Py_ssize_t end, Py_ssize_t *value) noexcept:
+    # Returns where the line after the number begins; -1 if it is not all there, -2 if it is none.
+    cdef bint is_negative = at < end and base[at] == c'-'
+    cdef Py_ssize_t first
+    cdef Py_ssize_t total = 0
+    if is_negative:
+        at += 1
+    first = at
+    while at < end and c'0' <= base[at] <= c'9':
+        if at - first == 18:
+            return -2
+        total = total * 10 + (base[at] - c'0')
+        at += 1
+    if at == end:
+        return -1
+    if at == first or base[at] != c'\r' or (at + 1 < end and base[at + 1] != c'\n'):
+        return -2
+    value[0] = -total if is_negative else total
+    return at + 2 if at + 1 < end else -1
+
+
+cdef Py_ssize_t _request(
+        const char *base, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, Py_ssize_t *first,
+        Py_ssize_t *count) noexcept:
+    # Returns where the request ends; -1 if it is not all there, less if it is malformed: see _refuse.
+    cdef Py_ssize_t at = _number(base, begin + 1, end, count)
+    cdef Py_ssize_t size = 0
+    cdef Py_ssize_t i
+    if at == -2 or (at >= 0 and count[0] > limit // 6):  # a word takes six bytes at least
+        return -2
+    if at < 0:
+        return at
+    first[0] = at
+    for i in range(count[0]):
+        if at == end:
+            return -1
+        if base[at] != c'$':
+            first[0] = at
+            return -3
+        at = _number(base, at + 1, end, &size)
+        if at == -1:
+            return -1
+        if at == -2 or size < 0 or size > limit - (at + 2 - begin):
+            return -4
+        if size + 2 > end - at:
+            return -1
+        at += size + 2
+        if base[at - 2] != c'\r' or base[at - 1] != c'\n':
+            return -5
+    return at
+
+
+cdef object _refuse(Py_ssize_t what, unsigned char found):
+    if what == -3:
+        raise ValueError(f"expected '$', got {chr(found)!r}")
+    raise ValueError({-2: "invalid multibulk length", -4: "invalid bulk length"}.get(
+        what, "a bulk string longer than it said"))
+
+
+cpdef Py_ssize_t take_requests(
+        bytearray data, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, list taken) except -1:
+    cdef char *base = PyByteArray_AS_STRING(data)
+    cdef Py_ssize_t at = 0, after, count = 0, size = 0, i
+    cdef list words
+    _check(data, begin, end - begin)
+    while begin < end and base[begin] == c'*':
+        after = _request(base, begin, end, limit, &at, &count)
+        if after < -1 and not taken:
+            _refuse(after, <unsigned char>base[at])
+        if after < 0:
+            break
+        if count > 0:
+            words = []
+            for i in range(count):
+                at = _number(base, at + 1, end, &size)
+                words.append(PyBytes_FromStringAndSize(base + at, size))
+                at += size + 2
+            taken.append(words)
+        begin = after
+    return begin
+
+
+cdef Py_ssize_t _block_size(dict blocks, list words) except -2:
+    # The size of the block that follows a command; -1: none does, or its size is not told.
+    cdef object index = blocks.get(words[0]) if words else None
+    cdef bytes word
+    cdef Py_ssize_t i, at, total = 0
+    cdef const char *digits
+    if index is None:
+        return -1
+    i = index
+    if i < 0:
+        i += len(words)
+    if not 0 < i < len(words):
+        return -1
+    word = words[i]
+    digits = PyBytes_AS_STRING(word)
+    if not 0 < PyBytes_GET_SIZE(word) <= 18:
+        return -1
+    for at in range(PyBytes_GET_SIZE(word)):
+        if not c'0' <= digits[at] <= c'9':
+            return -1
+        total = total * 10 + (digits[at] - c'0')
+    return total
+
+
+cpdef Py_ssize_t take_commands(
+        bytearray data, Py_ssize_t begin, Py_ssize_t end, dict blocks, Py_ssize_t line_limit, Py_ssize_t limit,
+        list taken) except -1:
+    cdef char *base = PyByteArray_AS_STRING(data)
+    cdef char *found
+    cdef Py_ssize_t at, stop, word, size, after
+    cdef list words
+    _check(data, begin, end - begin)
+    while begin < end:
+        found = <char *>memchr(base + begin, 10, end - begin)
+        stop = end if found == NULL else found - base
+        after = stop + 1
+        if stop > begin and base[stop - 1] == c'\r':
+            stop -= 1
+        if stop - begin > line_limit:
+            if taken:
+                break
+            raise ValueError(f"a line of more than {line_limit} bytes")
+        if found == NULL:
+            break
+        words = []
+        at = begin
+        while at < stop:
+            if base[at] == c' ':
+                at += 1
+                continue
+            word = at
+            while at < stop and base[at] != c' ':
+                at += 1
+            words.append(PyBytes_FromStringAndSize(base + word, at - word))
+        size = _block_size(blocks, words)
+        if size >= 0:
+            if size > limit:
+                if taken:
+                    break
+                raise ValueError(f"a block of {size} bytes, where {limit} are allowed")
+            if size + 2 > end - after:
+                break
+            if base[after + size] == c'\r' and base[after + size + 1] == c'\n':
+                words.append(PyBytes_FromStringAndSize(base + after, size))
+            after += size + 2
+        taken.append(words)
+        begin = after
+    return begin
+
+
 cdef Py_ssize_t _put_prefixed(char *at, bytes message, int width, bint is_big) noexcept:
     cdef Py_ssize_t n = PyBytes_GET_SIZE(message)
     cdef uint64_t length = <uint64_t>n

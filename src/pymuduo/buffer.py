@@ -252,6 +252,34 @@ class Buffer(ReadableRegion):
             self._advance(begin - self._begin)
         return taken
 
+    def take_requests(self, max_bytes: int) -> list[list[bytes]]:
+        """Take every complete request of the Redis protocol, each as the list of its words.
+
+        Stops at what is incomplete, and at what does not begin with ``*`` (an inline command).
+
+        Raises:
+            ValueError: what stands at the front is malformed, or takes more than *max_bytes* in all.
+        """
+        taken: list[list[bytes]] = []
+        begin = _sys.take_requests(self._data, self._begin, self._end, max_bytes, taken)
+        if begin > self._begin:
+            self._advance(begin - self._begin)
+        return taken
+
+    def take_commands(self, blocks: dict[bytes, int], max_line_bytes: int, max_bytes: int) -> list[list[bytes]]:
+        """Take every complete line as the list of its words, with the block of bytes that some are followed by.
+
+        See ``CommandCodec``, which this is for.
+
+        Raises:
+            ValueError: the line at the front is longer than *max_line_bytes*, or its block than *max_bytes*.
+        """
+        taken: list[list[bytes]] = []
+        begin = _sys.take_commands(self._data, self._begin, self._end, blocks, max_line_bytes, max_bytes, taken)
+        if begin > self._begin:
+            self._advance(begin - self._begin)
+        return taken
+
     def read_int8(self) -> int:
         """Take the signed byte at the front; ValueError if there is none."""
         return self._read_int(1)

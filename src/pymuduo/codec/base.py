@@ -12,14 +12,14 @@ any number of loops.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pymuduo.buffer import Buffer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pymuduo.callbacks import BatchCallback, BytesCallback, BytesLike, ProtocolErrorCallback
+    from pymuduo.callbacks import AnyBatchCallback, AnyMessageCallback, BytesLike, ProtocolErrorCallback
     from pymuduo.tcp_connection import TcpConnection
     from pymuduo.timestamp import Timestamp
 
@@ -36,7 +36,8 @@ class Codec:
     Give ``on_message`` to a server or connection as its message callback. A peer that breaks the rules is logged and
     cut off, after the messages that came before have been delivered.
 
-    To make one of your own, define ``decode`` and ``encode``.
+    To make one of your own, define ``decode`` and ``encode``. What a message is, you decide: bytes, a list of words, an
+    object.
 
     Args:
         message_callback: ``(connection, message, receive_time)`` for each message.
@@ -59,9 +60,9 @@ class Codec:
 
     def __init__(
         self,
-        message_callback: BytesCallback | None = None,
+        message_callback: AnyMessageCallback | None = None,
         *,
-        batch_callback: BatchCallback | None = None,
+        batch_callback: AnyBatchCallback | None = None,
         max_bytes: int = 65536,
     ) -> None:
         if message_callback is not None and batch_callback is not None:
@@ -75,7 +76,7 @@ class Codec:
 
     # --- what a codec defines ---
 
-    def decode(self, buffer: Buffer) -> list[bytes]:
+    def decode(self, buffer: Buffer) -> list[Any]:
         """Take every complete message from the front of *buffer* and return them; none is an empty list.
 
         Raises:
@@ -83,16 +84,16 @@ class Codec:
         """
         raise NotImplementedError
 
-    def encode(self, payload: bytes) -> bytes:
-        """Return *payload* as it travels. For a broadcast do it once, and send the same bytes to everybody.
+    def encode(self, payload: Any) -> bytes:
+        """Return a message as it travels. For a broadcast do it once, and send the same bytes to everybody.
 
         Raises:
             ValueError: it is too long, or holds what the protocol can't carry.
         """
         raise NotImplementedError
 
-    def encode_all(self, payloads: Iterable[bytes]) -> bytes:
-        """Return many payloads as they travel, in one piece. Raises ValueError as ``encode`` does."""
+    def encode_all(self, payloads: Iterable[Any]) -> bytes:
+        """Return many messages as they travel, in one piece. Raises ValueError as ``encode`` does."""
         return b"".join([self.encode(payload) for payload in payloads])
 
     # --- what it does for a connection ---
@@ -124,7 +125,7 @@ class Codec:
             if connection.layer is not layer and connection.ssl_object is not None:
                 return  # what is left in the buffer is TLS, and no message
 
-    def send(self, connection: TcpConnection, payload: bytes) -> bool:
+    def send(self, connection: TcpConnection, payload: Any) -> bool:
         """Send one message; from any thread. False if the connection is no longer open.
 
         Raises:
@@ -132,7 +133,7 @@ class Codec:
         """
         return connection.send(self.encode(payload))
 
-    def send_all(self, connection: TcpConnection, payloads: Iterable[bytes]) -> bool:
+    def send_all(self, connection: TcpConnection, payloads: Iterable[Any]) -> bool:
         """Send many messages in one piece; from any thread. False if the connection is no longer open.
 
         Raises:
@@ -142,7 +143,7 @@ class Codec:
 
     # --- private ---
 
-    def _deliver(self, connection: TcpConnection, messages: list[bytes], receive_time: Timestamp) -> None:
+    def _deliver(self, connection: TcpConnection, messages: list[Any], receive_time: Timestamp) -> None:
         callback = self.message_callback
         assert callback is not None
         interrupt: BaseException | None = None

@@ -1,0 +1,12 @@
+cimport cython
+
+from pymuduo.buffer cimport Buffer
+from pymuduo.codec.base cimport Codec, as_bytes
+
+
+cdef class CommandCodec(Codec):
+    cdef dict _blocks
+    cdef readonly Py_ssize_t max_line_bytes
+
+    cpdef list decode(self, Buffer buffer)
+    cpdef bytes encode(self, object payload)

@@ -1,0 +1,14 @@
+cimport cython
+
+from pymuduo.buffer cimport Buffer
+from pymuduo.codec.base cimport Codec, as_bytes
+
+
+cdef class RespCodec(Codec):
+    @cython.locals(requests=list)
+    cpdef list decode(self, Buffer buffer)
+    cpdef bytes encode(self, object payload)
+    cdef list _take_line(self, Buffer buffer)
+
+
+cpdef list words_of(bytes line)
