@@ -2,6 +2,7 @@
 
     python tests/fuzz/fuzz.py                          every target, ten seconds each
     python tests/fuzz/fuzz.py --seconds 3600 buffer    one of them for an hour
+    python tests/fuzz/fuzz.py --jobs 4                 four at the same time
 
 It needs ``atheris``, whose coverage sees Python but no compiled code: run it on the plain-Python build, whose source is
 the same. Each target runs in a process of its own. With ``--keep`` the shortest inputs that have reached something new
@@ -15,6 +16,7 @@ import base64
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -66,9 +68,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="looks for inputs that break a promise")
     parser.add_argument("targets", nargs="*", default=list(TARGETS), help=f"of {', '.join(TARGETS)}")
     parser.add_argument("--seconds", type=float, default=10, help="for each target; default %(default)s")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at the same time; default %(default)s")
     parser.add_argument("--keep", action="store_true", help="let what was found replace the corpus")
     options = parser.parse_args()
-    results = [fuzz(name, options.seconds, options.keep) for name in options.targets]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results = list(pool.map(lambda name: fuzz(name, options.seconds, options.keep), options.targets))
     return 0 if all(results) else 1
 
 
