@@ -25,10 +25,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pymuduo import _sys, connector, inet_address
+from pymuduo.connection_source import ConnectionSource
 from pymuduo.connector import Connector, ConnectorState
 from pymuduo.event_loop import EventLoop
 from pymuduo.inet_address import InetAddress
-from pymuduo.tcp_connection import ConnectionOwner, TcpConnection
+from pymuduo.tcp_connection import TcpConnection
 from pymuduo.tls import HANDSHAKE_TIMEOUT_S, TlsLayer
 from pymuduo.unix_address import UnixAddress
 
@@ -37,27 +38,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from pymuduo.callbacks import (
-        Address,
-        CloseCallback,
-        ConnectFailedCallback,
-        ConnectionCallback,
-        HighWaterMarkCallback,
-        LowWaterMarkCallback,
-        MessageCallback,
-        PeerShutdownCallback,
-        WriteCompleteCallback,
-    )
+    from pymuduo.callbacks import Address, ConnectFailedCallback
     from pymuduo.connector import Target
     from pymuduo.resolver import Resolver
 
 _log = logging.getLogger("pymuduo.tcp_client")
 
-_HIGH_WATER_MARK = 64 * 1024 * 1024
-_LOW_WATER_MARK = _HIGH_WATER_MARK // 4
 
-
-class TcpClient(ConnectionOwner):
+class TcpClient(ConnectionSource):
     """Connects to a server and calls back as a server's connections do.
 
     Set the callbacks, then ``connect``. A client that is connecting or connected lives as long as its loop,
@@ -114,20 +102,11 @@ class TcpClient(ConnectionOwner):
     ) -> None:
         if not isinstance(loop, EventLoop):
             raise TypeError(f"TcpClient loop must be an EventLoop, got {loop!r}")
+        ConnectionSource.__init__(self)
         self.loop = loop
         self.name = name
         self.target = target
         self.context: Any = None
-        self.connection_callback: ConnectionCallback | None = None
-        self.message_callback: MessageCallback | None = None
-        self.write_complete_callback: WriteCompleteCallback | None = None
-        self.high_water_mark_callback: HighWaterMarkCallback | None = None
-        self.high_water_mark = _HIGH_WATER_MARK
-        self.low_water_mark_callback: LowWaterMarkCallback | None = None
-        self.low_water_mark = _LOW_WATER_MARK
-        self.max_output_bytes = 0
-        self.peer_shutdown_callback: PeerShutdownCallback | None = None
-        self.close_callback: CloseCallback | None = None
         self.connect_failed_callback: ConnectFailedCallback | None = None
         self.ssl_context = ssl_context
         self.handshake_timeout_s = handshake_timeout_s
@@ -258,16 +237,7 @@ class TcpClient(ConnectionOwner):
         local = _local_address(fd, address)
         connection = TcpConnection(self.loop, f"{self.name}-{address}", fd, local, address, self._next_number)
         self._next_number += 1
-        connection.connection_callback = self.connection_callback
-        connection.message_callback = self.message_callback
-        connection.write_complete_callback = self.write_complete_callback
-        connection.high_water_mark_callback = self.high_water_mark_callback
-        connection.high_water_mark = self.high_water_mark
-        connection.low_water_mark_callback = self.low_water_mark_callback
-        connection.low_water_mark = self.low_water_mark
-        connection.max_output_bytes = self.max_output_bytes
-        connection.peer_shutdown_callback = self.peer_shutdown_callback
-        connection.close_callback = self.close_callback
+        self.equip(connection)
         connection.set_owner(self)
         self._connection = connection
         self._is_ending = False

@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("pymuduo.tcp_connection")
 
-_HIGH_WATER_MARK = 64 * 1024 * 1024
-_LOW_WATER_MARK = _HIGH_WATER_MARK // 4
+HIGH_WATER_MARK = 64 * 1024 * 1024
+LOW_WATER_MARK = HIGH_WATER_MARK // 4
 _WRITE_AT_ONCE = 65536  # this much waiting is worth a system call before the callback returns
 _WRITE_IN_PLACE = 4096  # a Buffer of this size is not copied to be sent together with others
 _MAX_WRITES = 16  # system calls in one flush, so that a fast reader can't shut out the others
@@ -270,9 +270,9 @@ class TcpConnection(Flushable):
         self.message_callback: MessageCallback | None = None
         self.write_complete_callback: WriteCompleteCallback | None = None
         self.high_water_mark_callback: HighWaterMarkCallback | None = None
-        self.high_water_mark = _HIGH_WATER_MARK
+        self.high_water_mark = HIGH_WATER_MARK
         self.low_water_mark_callback: LowWaterMarkCallback | None = None
-        self.low_water_mark = _LOW_WATER_MARK
+        self.low_water_mark = LOW_WATER_MARK
         self.max_output_bytes = 0
         self.peer_shutdown_callback: PeerShutdownCallback | None = None
         self.close_callback: CloseCallback | None = None

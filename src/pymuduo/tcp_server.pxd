@@ -2,6 +2,7 @@ cimport cython
 
 from pymuduo cimport _sys, inet_address
 from pymuduo.acceptor cimport Acceptor
+from pymuduo.connection_source cimport ConnectionSource
 from pymuduo.event_loop cimport EventLoop
 from pymuduo.tcp_connection cimport TcpConnection
 
@@ -10,29 +11,19 @@ cdef extern from "<stdatomic.h>":
     ctypedef int atomic_int
 
 
-cdef class TcpServer:
+cdef class TcpServer(ConnectionSource):
     cdef object __weakref__
     cdef readonly EventLoop loop
     cdef readonly str name
     cdef readonly object address
     cdef readonly str acceptors
     cdef public object context
-    cdef public object connection_callback
-    cdef public object message_callback
-    cdef public object write_complete_callback
-    cdef public object high_water_mark_callback
-    cdef public Py_ssize_t high_water_mark
-    cdef public object low_water_mark_callback
-    cdef public Py_ssize_t low_water_mark
-    cdef public Py_ssize_t max_output_bytes
-    cdef public object peer_shutdown_callback
     cdef public object ssl_context
     cdef public double handshake_timeout_s
     cdef public object handshake_failed_callback
     cdef public object proxy_protocol
     cdef public object limits
     cdef public object idle_timeouts
-    cdef public object close_callback
     cdef public object thread_init_callback
     cdef readonly object thread_pool
     cdef Acceptor _acceptor

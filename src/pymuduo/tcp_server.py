@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pymuduo import _sys, inet_address
 from pymuduo.acceptor import Acceptor
+from pymuduo.connection_source import ConnectionSource
 from pymuduo.event_loop import EventLoop
 from pymuduo.event_loop_thread_pool import EventLoopThreadPool
 from pymuduo.inet_address import InetAddress
@@ -32,15 +33,8 @@ if TYPE_CHECKING:
     from pymuduo.buffer import Buffer
     from pymuduo.callbacks import (
         Address,
-        CloseCallback,
-        ConnectionCallback,
         HandshakeFailedCallback,
-        HighWaterMarkCallback,
-        LowWaterMarkCallback,
-        MessageCallback,
-        PeerShutdownCallback,
         ThreadInitCallback,
-        WriteCompleteCallback,
     )
     from pymuduo.connection_limits import ConnectionLimits
     from pymuduo.idle_timeouts import IdleTimeouts
@@ -52,8 +46,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("pymuduo.tcp_server")
 
-_HIGH_WATER_MARK = 64 * 1024 * 1024
-_LOW_WATER_MARK = _HIGH_WATER_MARK // 4
 _CONNECTING = ConnectionState.CONNECTING
 _CLOSE_PATIENCE_S = 10.0  # how long a loop that is being closed waits for this server's threads
 
@@ -78,7 +70,7 @@ class ServerStats(NamedTuple):
     messages_sent: int
 
 
-class TcpServer:
+class TcpServer(ConnectionSource):
     """Listens on an address and serves its connections on ``thread_num`` loops.
 
     Set the callbacks, then ``start``. They are given to each new connection (see ``TcpConnection`` for what they
@@ -156,27 +148,17 @@ class TcpServer:
         "_threads_ending",
         "acceptors",
         "address",
-        "close_callback",
-        "connection_callback",
         "context",
         "handshake_failed_callback",
         "handshake_timeout_s",
-        "high_water_mark",
-        "high_water_mark_callback",
         "idle_timeouts",
         "limits",
         "loop",
-        "low_water_mark",
-        "low_water_mark_callback",
-        "max_output_bytes",
-        "message_callback",
         "name",
-        "peer_shutdown_callback",
         "proxy_protocol",
         "ssl_context",
         "thread_init_callback",
         "thread_pool",
-        "write_complete_callback",
     )
 
     def __init__(  # noqa: PLR0915  # one statement for each attribute
@@ -204,25 +186,18 @@ class TcpServer:
             raise ValueError(f'TcpServer acceptors must be "one" or "per-loop", got {acceptors!r}')
         if acceptors == "per-loop" and (listening is not None or not isinstance(address, InetAddress)):
             raise ValueError(f"TcpServer: per-loop acceptors need sockets of their own, not {listening or address!r}")
+        ConnectionSource.__init__(self)
         self.loop = loop
         self.name = name
         self.context: Any = None
-        self.connection_callback: ConnectionCallback | None = log_connection
-        self.message_callback: MessageCallback | None = discard_message
-        self.write_complete_callback: WriteCompleteCallback | None = None
-        self.high_water_mark_callback: HighWaterMarkCallback | None = None
-        self.high_water_mark = _HIGH_WATER_MARK
-        self.low_water_mark_callback: LowWaterMarkCallback | None = None
-        self.low_water_mark = _LOW_WATER_MARK
-        self.max_output_bytes = 0
-        self.peer_shutdown_callback: PeerShutdownCallback | None = None
+        self.connection_callback = log_connection
+        self.message_callback = discard_message
         self.ssl_context = ssl_context
         self.handshake_timeout_s = HANDSHAKE_TIMEOUT_S
         self.handshake_failed_callback: HandshakeFailedCallback | None = None
         self.proxy_protocol: ProxyProtocol | None = None
         self.limits: ConnectionLimits | None = None
         self.idle_timeouts: IdleTimeouts | None = None
-        self.close_callback: CloseCallback | None = None
         self.thread_init_callback: ThreadInitCallback | None = None
         self.acceptors = acceptors
         self._no_delay = no_delay
@@ -458,16 +433,7 @@ class TcpServer:
                 local = inet_address.from_kernel(of_this_one)  # type: ignore[arg-type]  # a Unix address is not any
         number = self._take_number()
         connection = TcpConnection(io_loop, self._name_prefix, fd, local, peer, number)
-        connection.connection_callback = self.connection_callback
-        connection.message_callback = self.message_callback
-        connection.write_complete_callback = self.write_complete_callback
-        connection.high_water_mark_callback = self.high_water_mark_callback
-        connection.high_water_mark = self.high_water_mark
-        connection.low_water_mark_callback = self.low_water_mark_callback
-        connection.low_water_mark = self.low_water_mark
-        connection.max_output_bytes = self.max_output_bytes
-        connection.peer_shutdown_callback = self.peer_shutdown_callback
-        connection.close_callback = self.close_callback
+        self.equip(connection)
         connection.set_owner(self)
         self._connections[number] = connection
         if self.limits is not None and self.proxy_protocol is None:
