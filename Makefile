@@ -9,6 +9,7 @@
 #   make fuzz SECONDS=60             look for inputs that break a promise, that long for each target
 #   make soak MINUTES=10             churn, and whether memory, descriptors, threads or objects grow; draws soak.png
 #   make sanitize                    every test with the compiled modules under Address- and UndefinedBehaviorSanitizer
+#   make valgrind                    the tests under valgrind's memory checker
 #   make lint                        ruff and mypy --strict
 #   make package                     sdist and wheel into dist/, each installed and tried in a clean environment
 #   make clean                       remove everything that was built
@@ -26,7 +27,7 @@ SOURCES := pyproject.toml setup.py README.md LICENSE \
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
 PYTEST ?= -m pytest
 
-.PHONY: demo test test-compiled test-pure test-poll bench bench-quick fuzz fuzz-ready soak sanitize lint package clean
+.PHONY: demo test test-compiled test-pure test-poll bench bench-quick fuzz fuzz-ready soak sanitize valgrind lint package clean
 
 demo: $(COMPILED)/installed
 	$(COMPILED)/bin/python benchmarks/demo.py
@@ -74,6 +75,10 @@ sanitize:
 		UBSAN_OPTIONS=print_stacktrace=1 PYMUDUO_EXPECT=compiled $(SANITIZED)/bin/python $(PYTEST) $(TESTS) \
 		--ignore=tests/test_cost.py --ignore=tests/stress/test_faults.py --ignore=tests/integration \
 		-k 'not curl and not systemd and not costs_no_memory' $(ARGS)
+
+# The same question put to another checker, which needs no build of its own.
+valgrind: $(COMPILED)/installed
+	PYMUDUO_EXPECT=compiled $(COMPILED)/bin/python tests/native/under_valgrind.py $(ARGS)
 
 bench: $(COMPILED)/bench
 	$(COMPILED)/bin/python benchmarks/bench.py --record $(ARGS)
