@@ -90,7 +90,7 @@ lint: $(LINT)/installed
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/ruff format --check .
 	$(LINT)/bin/mypy
-	for folder in examples examples/chat examples/pingpong; do $(LINT)/bin/mypy $$folder/*.py || exit 1; done
+	for folder in examples examples/*/; do $(LINT)/bin/mypy $$folder/*.py || exit 1; done
 	$(LINT)/bin/mypy --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls \
 		--disable-error-code func-returns-value tests
 
