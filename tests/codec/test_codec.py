@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from conftest import PATIENCE_S, receive_all, receive_exactly
 from pymuduo import Buffer, InetAddress, TcpConnection, TcpServer
-from pymuduo.codec import Codec, LengthHeaderCodec, LineCodec, ProtocolError
+from pymuduo.codec import Codec, LengthHeaderCodec, LineCodec, NetstringCodec, ProtocolError, VarintCodec
 
 CODECS: dict[str, Callable[..., Codec]] = {
     "line": LineCodec,
@@ -25,6 +25,8 @@ CODECS: dict[str, Callable[..., Codec]] = {
     "length2le": lambda *a, **k: LengthHeaderCodec(*a, header_bytes=2, byte_order="little", **k),
     "length4": LengthHeaderCodec,
     "length8le": lambda *a, **k: LengthHeaderCodec(*a, header_bytes=8, byte_order="little", **k),
+    "netstring": NetstringCodec,
+    "varint": VarintCodec,
 }
 
 
@@ -80,7 +82,7 @@ def test_no_input_raises_anything_else_or_is_held_beyond_the_limit(kind, stream,
                 assert all(len(message) <= 20 for message in messages)
         except ProtocolError:
             return
-        assert len(buffer) < 20 + 8
+        assert len(buffer) < 20 + 10
 
 
 @given(lines=st.lists(st.text("ab\r\n", max_size=5).map(str.encode), max_size=5))

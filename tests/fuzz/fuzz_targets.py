@@ -14,8 +14,12 @@ import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from google.protobuf.struct_pb2 import ListValue
 
 from certificates import server_context
+from protobuf_messages import QUERY, adler32, behind_length, named_frame, tagged_frame
 from pymuduo import (
     Buffer,
     EventLoop,
@@ -28,7 +32,16 @@ from pymuduo import (
     encode_proxy_header,
     parse_proxy_header,
 )
-from pymuduo.codec import Codec, LengthHeaderCodec, LineCodec, ProtocolError
+from pymuduo.codec import (
+    Codec,
+    FixedLengthCodec,
+    LengthHeaderCodec,
+    LineCodec,
+    NetstringCodec,
+    ProtocolError,
+    VarintCodec,
+)
+from pymuduo.codec.protobuf import ProtobufCodec, ProtobufCodecLite
 from pymuduo.proxy_protocol import ProxyLayer
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -146,10 +159,10 @@ def _same_or_refused(count: int, model: bytearray, call: Callable[[], bytes], ta
 # --- codecs ----------------------------------------------------------------------------------------------------------
 
 
-def _decode(codec: Codec, pieces: list[bytes], most_held: int) -> tuple[list[bytes], bool]:
+def _decode(codec: Codec, pieces: list[bytes], most_held: int) -> tuple[list[Any], bool]:
     """Return the messages in a stream that comes in pieces, and whether it broke the rules."""
     buffer = Buffer(0)
-    messages: list[bytes] = []
+    messages: list[Any] = []
     for piece in pieces:
         buffer.append(piece)
         try:
@@ -161,8 +174,7 @@ def _decode(codec: Codec, pieces: list[bytes], most_held: int) -> tuple[list[byt
     return messages, False
 
 
-def _compare_splits(codec: Codec, stream: bytes, most_held: int) -> None:
-    whole = _decode(codec, [stream], most_held)
+def _cut(stream: bytes) -> list[bytes]:
     cuts = random.Random(stream)
     pieces = []
     at = 0
@@ -170,7 +182,12 @@ def _compare_splits(codec: Codec, stream: bytes, most_held: int) -> None:
         size = cuts.choice((1, 1, 2, 7, 50, 400))
         pieces.append(stream[at : at + size])
         at += size
-    check(_decode(codec, pieces, most_held) == whole, "other messages when it comes in pieces")
+    return pieces
+
+
+def _compare_splits(codec: Codec, stream: bytes, most_held: int) -> None:
+    whole = _decode(codec, [stream], most_held)
+    check(_decode(codec, _cut(stream), most_held) == whole, "other messages when it comes in pieces")
     messages, _ = whole
     check(all(len(message) <= codec.max_bytes for message in messages), "a message too long")
     again = codec.encode_all(messages)
@@ -191,6 +208,75 @@ def fuzz_length_header_codec(data: bytes) -> None:
     most = min(_MAX_MESSAGE, 255) if width == 1 else _MAX_MESSAGE
     codec = LengthHeaderCodec(header_bytes=width, byte_order=order, max_bytes=most)  # type: ignore[arg-type]
     _compare_splits(codec, data[2:], most + width)
+
+
+def fuzz_fixed_length_codec(data: bytes) -> None:
+    """The same of messages that all have the same length; and no bytes break the rules."""
+    codec = FixedLengthCodec(message_bytes=1 + Choices(data).number(70))
+    _compare_splits(codec, data[1:], codec.message_bytes - 1)
+    check(not _decode(codec, [data], codec.message_bytes)[1], "refused")
+
+
+def fuzz_netstring_codec(data: bytes) -> None:
+    """The same of netstrings; what is taken is what it came as."""
+    codec = NetstringCodec(max_bytes=_MAX_MESSAGE)
+    _compare_splits(codec, data, _MAX_MESSAGE + 4)
+    messages, _ = _decode(codec, [data], _MAX_MESSAGE + 4)
+    check(data.startswith(codec.encode_all(messages)), "there are two ways to write a netstring")
+
+
+def fuzz_varint_codec(data: bytes) -> None:
+    """The same of messages behind a varint."""
+    _compare_splits(VarintCodec(max_bytes=_MAX_MESSAGE), data, _MAX_MESSAGE + 10)
+
+
+_TYPE_NAMES = (
+    b"google.protobuf.ListValue",
+    b"google.protobuf.Struct.FieldsEntry",
+    b"muduo.Query",
+    b"muduo.Empty",
+    b"x",
+)
+
+
+def _compare_protobuf(make: Callable[[int], Codec], data: bytes) -> None:
+    """Do as ``_compare_splits`` does; no bytes come by a right checksum by chance, so most pieces are given one."""
+    choices = Choices(data)
+    stream = b""
+    while choices:
+        kind = choices.number(8)
+        piece = choices.take(choices.number(90))
+        if kind == 0:
+            stream += piece
+        elif kind == 1:
+            stream += behind_length(piece + adler32(piece))
+        elif kind == 2:
+            stream += tagged_frame(b"TAG", piece)
+        else:
+            stream += named_frame(_TYPE_NAMES[kind - 3], piece)
+    codec = make(_MAX_MESSAGE)
+    whole = _as_bytes(_decode(codec, [stream], _MAX_MESSAGE + 4))
+    check(_as_bytes(_decode(codec, _cut(stream), _MAX_MESSAGE + 4)) == whole, "other messages when it comes in pieces")
+    messages, _ = _decode(codec, [stream], _MAX_MESSAGE + 4)
+    wider = make(100 * _MAX_MESSAGE)  # what protobuf leaves out and puts in makes a message shorter or longer
+    again = wider.encode_all(messages)
+    check(_as_bytes(_decode(wider, [again], len(again))) == (whole[0], False), "other messages when sent on")
+
+
+def _as_bytes(decoded: tuple[list[Any], bool]) -> tuple[list[tuple[type, bytes]], bool]:
+    """Return messages as values that are equal even where one of their numbers is none."""
+    messages, is_broken = decoded
+    return [(type(message), message.SerializeToString(deterministic=True)) for message in messages], is_broken
+
+
+def fuzz_protobuf_codec(data: bytes) -> None:
+    """The same of protobuf messages behind their types."""
+    _compare_protobuf(lambda limit: ProtobufCodec(max_bytes=limit), data)
+
+
+def fuzz_protobuf_codec_lite(data: bytes) -> None:
+    """The same of protobuf messages behind a tag."""
+    _compare_protobuf(lambda limit: ProtobufCodecLite(ListValue, b"TAG", max_bytes=limit), data)
 
 
 # --- PROXY headers ---------------------------------------------------------------------------------------------------
@@ -331,6 +417,11 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "buffer": fuzz_buffer,
     "line_codec": fuzz_line_codec,
     "length_header_codec": fuzz_length_header_codec,
+    "fixed_length_codec": fuzz_fixed_length_codec,
+    "netstring_codec": fuzz_netstring_codec,
+    "varint_codec": fuzz_varint_codec,
+    "protobuf_codec": fuzz_protobuf_codec,
+    "protobuf_codec_lite": fuzz_protobuf_codec_lite,
     "proxy_header": fuzz_proxy_header,
     "addresses": fuzz_addresses,
     "tls_entry": fuzz_tls_entry,
@@ -349,10 +440,24 @@ def seeds(name: str) -> list[bytes]:
     with contextlib.suppress(ssl.SSLWantReadError):
         hello.do_handshake()
     client_hello = outgoing.read()
+    query = QUERY.SerializeToString()
     return {
         "buffer": [bytes(range(0, 250, 7)), b"\x05" + bytes(range(100)) * 3],
         "line_codec": [b"\0one\ntwo\n", b"\x01a\r\n\r\nb\r\r\n", b"\x03ababab", b"\0" + b"x" * 400],
         "length_header_codec": [b"\2\0\0\0\0\x03abc\0\0\0\0", b"\1\1\x2d\1", b"\3\0\xff\xff\xff\xff"],
+        "fixed_length_codec": [b"\2onetwothrfou", b"\0abc", b"\x45" + bytes(200)],
+        "netstring_codec": [b"3:one,0:,12:hello world!,", b"3:one3:", b"03:one,", b"301:", b"30:" + bytes(29)],
+        "varint_codec": [b"\3one\0\x83\x80\0two", b"\xac\2" + bytes(300), b"\x80" * 10, b"\xff" * 8 + b"\1"],
+        "protobuf_codec": [
+            b"\x05" + bytes([len(query)]) + query,
+            b"\x03\x05\x0a\x03\x1a\x01a\x04\x02\x0a\x00\x06\x02\x08\x05\x07\x00",
+            b"\x00\x08\0\0\0\x09abcd\x01\x10\0\0\0\x0cmuduo.Empty\0",
+        ],
+        "protobuf_codec_lite": [
+            b"\x02\x05\x0a\x03\x1a\x01a\x02\x00\x02\x05\x0a\x03\x1a\x01b",
+            b"\x02\x09\x0a\x07\x32\x05\x0a\x03\x1a\x01a\x01\x03TAG\x01\x03GAT",
+            b"\x00\x04\xff\xff\xff\xff",
+        ],
         "proxy_header": [*headers, b"PROXY UNKNOWN\r\n"],
         "addresses": [b"\0\x50127.0.0.1", b"\x01\xbb::1", b"\0\0fe80::1%lo", b"\0\0/run/x.sock"],
         "tls_entry": [client_hello, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05\x01\0\0\x01\0"],

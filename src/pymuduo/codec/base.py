@@ -12,7 +12,7 @@ any number of loops.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pymuduo.buffer import Buffer
 
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from pymuduo.callbacks import AnyBatchCallback, AnyMessageCallback, BytesLike, ProtocolErrorCallback
     from pymuduo.tcp_connection import TcpConnection
     from pymuduo.timestamp import Timestamp
+
+    Payload = TypeVar("Payload", contravariant=True)  # noqa: PLC0105  # the reference shows its name
+
+    # So that ``send`` takes what the ``encode`` of a derived class says that it takes: a base that is compiled can't
+    # be Generic.
+    class _Encodes(Protocol[Payload]):
+        def encode(self, payload: Payload) -> bytes: ...
+        def encode_all(self, payloads: Iterable[Payload]) -> bytes: ...
+
 
 _log = logging.getLogger("pymuduo.codec")
 
@@ -92,7 +101,7 @@ class Codec:
         """
         raise NotImplementedError
 
-    def encode_all(self, payloads: Iterable[Any]) -> bytes:
+    def encode_all(self: _Encodes[Payload], payloads: Iterable[Payload]) -> bytes:
         """Return many messages as they travel, in one piece. Raises ValueError as ``encode`` does."""
         return b"".join([self.encode(payload) for payload in payloads])
 
@@ -125,7 +134,7 @@ class Codec:
             if connection.layer is not layer and connection.ssl_object is not None:
                 return  # what is left in the buffer is TLS, and no message
 
-    def send(self, connection: TcpConnection, payload: Any) -> bool:
+    def send(self: _Encodes[Payload], connection: TcpConnection, payload: Payload) -> bool:
         """Send one message; from any thread. False if the connection is no longer open.
 
         Raises:
@@ -133,7 +142,7 @@ class Codec:
         """
         return connection.send(self.encode(payload))
 
-    def send_all(self, connection: TcpConnection, payloads: Iterable[Any]) -> bool:
+    def send_all(self: _Encodes[Payload], connection: TcpConnection, payloads: Iterable[Payload]) -> bool:
         """Send many messages in one piece; from any thread. False if the connection is no longer open.
 
         Raises:

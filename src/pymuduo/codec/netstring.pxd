@@ -1,0 +1,22 @@
+cimport cython
+
+from pymuduo cimport _sys
+from pymuduo.buffer cimport Buffer
+from pymuduo.codec.base cimport Codec, as_bytes, list_of_bytes
+
+cdef int _ZERO
+cdef int _NINE
+cdef int _COLON
+cdef int _COMMA
+
+
+cdef class NetstringCodec(Codec):
+    @cython.locals(
+        messages=list, data=bytearray, begin=Py_ssize_t, end=Py_ssize_t, limit=Py_ssize_t, at=Py_ssize_t,
+        length=Py_ssize_t, violation=str)
+    cpdef list decode(self, Buffer buffer)
+    @cython.locals(message=bytes)
+    cpdef bytes encode(self, object payload)
+    @cython.locals(parts=list, message=bytes)
+    cpdef bytes encode_all(self, object payloads)
+    cdef bytes _header(self, bytes message)
