@@ -92,6 +92,16 @@ class Program:
         """Wait until exactly this line has been printed."""
         self._wait_for("out", lambda printed: printed == line)
 
+    def wait_for_printed(self, pattern: str) -> re.Match[str]:
+        """Return the first match of *pattern* in a printed line, as soon as there is one."""
+        return self._wait_for("out", lambda line: re.search(pattern, line))
+
+    @property
+    def peak_kib(self) -> int:
+        """The most memory that the process has had so far."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])
+
     def type(self, line: str) -> None:
         """Write a line to the program's standard input."""
         assert self.process.stdin is not None

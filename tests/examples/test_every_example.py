@@ -19,8 +19,35 @@ SERVERS = (
     "tcp_relay.py",
     "chat/server.py",
     "pingpong/server.py",
+    "max_connections.py",
+    "protobuf/server.py",
+    "filetransfer/download.py",
+    "filetransfer/download2.py",
+    "filetransfer/download3.py",
+    "hub/hub.py",
+    "finger/finger02.py",
+    "finger/finger03.py",
+    "finger/finger04.py",
+    "finger/finger05.py",
+    "finger/finger06.py",
+    "finger/finger07.py",
 )
-PROGRAMS = (*SERVERS, "chat/client.py", "pingpong/client.py", "rolling_restart.py", "roundtrip.py", "tls_echo.py")
+PROGRAMS = (
+    *SERVERS,
+    "chat/client.py",
+    "finger/finger01.py",
+    "hub/pub.py",
+    "hub/sub.py",
+    "pingpong/client.py",
+    "protobuf/client.py",
+    "rolling_restart.py",
+    "roundtrip.py",
+    "time_client.py",
+    "tls_echo.py",
+    "ttcp.py",
+    "uptime.py",
+    "wordcount/receiver.py",
+)
 
 
 @pytest.mark.parametrize("path", PROGRAMS)
