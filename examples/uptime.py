@@ -22,7 +22,7 @@ class Watch:
         self.client.connection_callback = self.on_connection
         self.client.message_callback = self.on_message
         self.client.connect_failed_callback = self.on_failure
-        self._timeouts = IdleTimeouts(read_s=silence_s)
+        self.client.idle_timeouts = IdleTimeouts(read_s=silence_s)
         self._up_since = Timestamp.now()
         self._down_since = self._up_since
 
@@ -31,7 +31,6 @@ class Watch:
         if connection.connected:
             self._up_since = Timestamp.now()
             logging.info("%s is up, after %.3f s", connection.peer_address, self._up_since - self._down_since)
-            self._timeouts.watch(connection)
         else:
             self._down_since = Timestamp.now()
             why = connection.error or "it has closed the connection"

@@ -27,6 +27,7 @@ from pymuduo import (
     ConnectorState,
     EventLoop,
     EventLoopThread,
+    IdleTimeouts,
     InetAddress,
     TcpClient,
     TcpConnection,
@@ -1082,3 +1083,24 @@ def test_repr_tells_target_and_state(kit):
     assert repr(client).endswith(" disconnecting>")
     client.close()
     assert repr(client).endswith(" closed>")
+
+
+def test_a_connection_on_which_nothing_happens_is_closed_and_made_anew(loop):
+    errors: list[Exception | None] = []
+
+    def on_connection(connection: TcpConnection) -> None:
+        if not connection.connected:
+            errors.append(connection.error)
+            loop.quit()
+
+    with contextlib.ExitStack() as stack:
+        where = listener(stack)
+        client = TcpClient(loop, address_of(where), "idle", retry=True, retry_delay_s=SOON_S)
+        client.idle_timeouts = IdleTimeouts(read_s=0.05)
+        client.connection_callback = on_connection
+        client.connect()
+        for _ in range(2):
+            loop.run()
+            stack.enter_context(where.accept()[0])
+        client.close()
+        assert [type(error) for error in errors[:2]] == [TimeoutError, TimeoutError]

@@ -303,6 +303,21 @@ def test_stop_and_join_of_a_server_whose_loop_is_closed_return():
     assert server.is_stopped
 
 
+def test_close_hears_of_the_ends_that_came_after_run(caplog):
+    told = threading.Event()
+    with EventLoop() as loop:
+        server = TcpServer(loop, InetAddress.loopback(0), "s")
+        server.thread_num = 1
+        server.connection_callback = lambda c: loop.quit() if c.connected else None
+        server.close_callback = lambda c: c.loop.queue_in_loop(told.set)
+        server.start()
+        with socket.create_connection(("127.0.0.1", server.address.port)):
+            loop.run()
+        assert told.wait(PATIENCE_S)  # the base loop, which does not run any more, has been told as well
+    assert server.connection_count == 0
+    assert "still busy" not in caplog.text  # which it says after waiting in vain
+
+
 def test_a_start_queued_when_the_loop_is_closed_leaves_nothing_running():
     with EventLoop() as loop:
         server = TcpServer(loop, InetAddress.loopback(0), "late")

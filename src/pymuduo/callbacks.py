@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pymuduo.unix_address import UnixAddress
 
 Address: TypeAlias = "InetAddress | UnixAddress"
+Target: TypeAlias = "Address | tuple[str, int]"  # where a client connects to: a host's name is looked up
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 ConnectionCallback: TypeAlias = Callable[["TcpConnection"], object]
 MessageCallback: TypeAlias = Callable[["TcpConnection", "Buffer", "Timestamp"], object]

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import TypeAlias
 
-    from pymuduo.callbacks import ConnectionCallback, MessageCallback
-    from pymuduo.connector import Target
+    from pymuduo.callbacks import ConnectionCallback, MessageCallback, Target
     from pymuduo.event_loop import EventLoop
     from pymuduo.tcp_connection import TcpConnection
     from pymuduo.timer_queue import Timer

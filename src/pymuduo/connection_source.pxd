@@ -12,5 +12,6 @@ cdef class ConnectionSource:
     cdef public Py_ssize_t max_output_bytes
     cdef public object peer_shutdown_callback
     cdef public object close_callback
+    cdef public object idle_timeouts
 
     cpdef object equip(self, TcpConnection connection)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         PeerShutdownCallback,
         WriteCompleteCallback,
     )
+    from pymuduo.idle_timeouts import IdleTimeouts
     from pymuduo.tcp_connection import TcpConnection
 
 
@@ -30,6 +31,7 @@ class ConnectionSource:
         "connection_callback",
         "high_water_mark",
         "high_water_mark_callback",
+        "idle_timeouts",
         "low_water_mark",
         "low_water_mark_callback",
         "max_output_bytes",
@@ -49,6 +51,7 @@ class ConnectionSource:
         self.max_output_bytes = 0
         self.peer_shutdown_callback: PeerShutdownCallback | None = None
         self.close_callback: CloseCallback | None = None
+        self.idle_timeouts: IdleTimeouts | None = None
 
     def equip(self, connection: TcpConnection) -> None:
         """Give a new connection what its source has for it; in the thread that has made it."""

@@ -29,7 +29,7 @@ import logging
 import os
 import random
 import socket
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from pymuduo.channel import Channel
 from pymuduo.inet_address import InetAddress
@@ -39,14 +39,13 @@ from pymuduo.unix_address import UnixAddress
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pymuduo.callbacks import Address
+    from pymuduo.callbacks import Address, Target
     from pymuduo.event_loop import EventLoop
     from pymuduo.resolver import Lookup
     from pymuduo.timer_queue import Timer
 
 _log = logging.getLogger("pymuduo.connector")
 
-Target: TypeAlias = "Address | tuple[str, int]"
 
 CONNECT_TIMEOUT_S = 10.0
 RETRY_DELAY_S = 0.5  # muduo's

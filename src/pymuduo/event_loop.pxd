@@ -66,6 +66,7 @@ cdef class EventLoop(ChannelHost):
     cdef list _take_pending(self)
     @cython.locals(functor=tuple)
     cdef object _end_everything(self, list errors)
+    cdef bint _run_at_close(self, list functors, list errors) except -1
     cdef bint _is_own(self, BaseChannel channel) except -1
     @cython.locals(flushable=Flushable)
     cdef object _flush(self)

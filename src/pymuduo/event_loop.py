@@ -516,7 +516,11 @@ class EventLoop(ChannelHost):
     # --- for the classes that live on a loop ---
 
     def post(self, callback: Callable[..., object], args: tuple[Any, ...]) -> bool:
-        """Queue a functor; False if the loop is closed, and then it will never run. From any thread."""
+        """Queue ``callback(*args)``; False if the loop is closed, and then it will never run. From any thread.
+
+        It is ``queue_in_loop`` for callers to whom the end of a loop is no error: one loop of a server that speaks to
+        another, say, while the server stops.
+        """
         if not self._open:
             return False
         functor = _sys.functor(callback, args)
@@ -677,24 +681,21 @@ class EventLoop(ChannelHost):
             self._taken = 0
 
     def _end_everything(self, errors: list[BaseException]) -> None:
-        """Run close hooks and functors and abandon channels until none is left; keep what is no Exception.
+        """Run functors and close hooks and abandon channels until none is left; keep what is no Exception.
 
-        A functor that queues itself for ever is given up.
+        Functors go first: a hook may wait for what one of them brings, such as the news of a connection's end. One
+        that queues itself for ever is given up.
         """
         for _ in range(_MAX_CLOSE_ROUNDS):
-            todo: list[Functor] = [(hook,) for hook in self._close_hooks]
+            is_done = not self._to_flush
+            is_done &= self._run_at_close(self._take_pending(), errors)
+            hooks: list[Functor] = [(hook,) for hook in self._close_hooks]
             self._close_hooks.clear()
-            todo += [(channel.abandon,) for channel in self._poller.channels() if not self._is_own(channel)]
-            todo += self._take_pending()
-            if not todo and not self._to_flush:
+            is_done &= self._run_at_close(hooks, errors)
+            channels = [channel for channel in self._poller.channels() if not self._is_own(channel)]
+            is_done &= self._run_at_close([(channel.abandon,) for channel in channels], errors)
+            if is_done:
                 return
-            for functor in todo:
-                try:
-                    _sys.call(functor)
-                except Exception as e:
-                    self.handle_exception(e, functor[0])
-                except BaseException as e:
-                    errors.append(e)
             self._flush()
         _log.warning("%r: %d functors left unrun: they queue more whenever they run", self, len(self._pending))
 
@@ -704,6 +705,17 @@ class EventLoop(ChannelHost):
             taken = self._pending[:]
             del self._pending[: len(taken)]
         return taken
+
+    def _run_at_close(self, functors: list[Functor], errors: list[BaseException]) -> bool:
+        """Run all, and return whether there were none."""
+        for functor in functors:
+            try:
+                _sys.call(functor)
+            except Exception as e:
+                self.handle_exception(e, functor[0])
+            except BaseException as e:
+                errors.append(e)
+        return not functors
 
     def _is_own(self, channel: BaseChannel) -> bool:
         return channel is self._wakeup_channel or channel.fd == self._timers.fd

@@ -42,7 +42,7 @@ class IdleKind(enum.Enum):
 
 
 class IdleTimeouts:
-    """Time-outs for all connections that are given to ``watch``; a server does that (``TcpServer.idle_timeouts``).
+    """Time-outs for all connections that are given to ``watch``; a server or client does that (``idle_timeouts``).
 
     One object may serve connections of any number of loops and servers. A time-out of T seconds comes T seconds after
     the last byte at the earliest, and T·8/7 + 0.02 seconds after it at the latest, unless the loop is held up.

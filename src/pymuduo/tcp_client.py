@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from pymuduo.callbacks import Address, ConnectFailedCallback
-    from pymuduo.connector import Target
+    from pymuduo.callbacks import Address, ConnectFailedCallback, Target
     from pymuduo.resolver import Resolver
 
 _log = logging.getLogger("pymuduo.tcp_client")
@@ -75,6 +74,7 @@ class TcpClient(ConnectionSource):
         connect_failed_callback: ``(client, error)`` in the loop's thread whenever an attempt has failed: most often an
             OSError (refused, timed out, no such name, no descriptor left, ``ssl.SSLError``). Unset: it is logged
             (WARNING).
+        idle_timeouts: ``IdleTimeouts``: a connection that is idle for too long is closed.
         context: yours; the library does not touch it.
 
     Raises:
@@ -260,7 +260,11 @@ class TcpClient(ConnectionSource):
     def welcome(self, connection: TcpConnection) -> bool:
         """Note since when the connection is up; False if it is to end before that. It calls this in the loop."""
         self._up_since = time.monotonic()
-        return not (self._is_ending or self._is_closed)
+        if self._is_ending or self._is_closed:
+            return False
+        if self.idle_timeouts is not None:
+            self.idle_timeouts.watch(connection)
+        return True
 
     def remove_connection(self, connection: TcpConnection) -> None:
         """Go on after the end of the connection; it calls this in the loop."""

@@ -23,7 +23,6 @@ cdef class TcpServer(ConnectionSource):
     cdef public object handshake_failed_callback
     cdef public object proxy_protocol
     cdef public object limits
-    cdef public object idle_timeouts
     cdef public object thread_init_callback
     cdef readonly object thread_pool
     cdef Acceptor _acceptor

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
         ThreadInitCallback,
     )
     from pymuduo.connection_limits import ConnectionLimits
-    from pymuduo.idle_timeouts import IdleTimeouts
     from pymuduo.layer import Layer
     from pymuduo.proxy_protocol import ProxyProtocol
     from pymuduo.socket import Socket
@@ -151,7 +150,6 @@ class TcpServer(ConnectionSource):
         "context",
         "handshake_failed_callback",
         "handshake_timeout_s",
-        "idle_timeouts",
         "limits",
         "loop",
         "name",
@@ -197,7 +195,6 @@ class TcpServer(ConnectionSource):
         self.handshake_failed_callback: HandshakeFailedCallback | None = None
         self.proxy_protocol: ProxyProtocol | None = None
         self.limits: ConnectionLimits | None = None
-        self.idle_timeouts: IdleTimeouts | None = None
         self.thread_init_callback: ThreadInitCallback | None = None
         self.acceptors = acceptors
         self._no_delay = no_delay

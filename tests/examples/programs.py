@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -84,9 +85,10 @@ class Program:
         """Return a blocking client of this server, with a time limit."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
-    def wait_for_log(self, pattern: str) -> re.Match[str]:
-        """Return the first match of *pattern* in a line of the log, as soon as there is one."""
-        return self._wait_for("err", lambda line: re.search(pattern, line))
+    def wait_for_log(self, pattern: str, nth: int = 1) -> re.Match[str]:
+        """Return the first, or *nth*, match of *pattern* in a line of the log, as soon as it is there."""
+        numbers = itertools.count(1)
+        return self._wait_for("err", lambda line: (m := re.search(pattern, line)) and next(numbers) == nth and m)
 
     def wait_for_line(self, line: str) -> None:
         """Wait until exactly this line has been printed."""
