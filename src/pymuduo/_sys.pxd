@@ -53,7 +53,7 @@ cpdef Py_ssize_t take_delimited(
 cpdef Py_ssize_t take_prefixed(
     bytearray data, Py_ssize_t begin, Py_ssize_t end, int width, bint is_big, Py_ssize_t limit, list taken) except -1
 cpdef Py_ssize_t take_requests(
-    bytearray data, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, list taken) except -1
+    bytearray data, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, Py_ssize_t most, list taken) except -1
 cpdef Py_ssize_t take_commands(
     bytearray data, Py_ssize_t begin, Py_ssize_t end, dict blocks, Py_ssize_t line_limit, Py_ssize_t limit,
     list taken) except -1

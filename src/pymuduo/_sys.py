@@ -144,7 +144,7 @@ def take_delimited(data: bytearray, begin: int, end: int, delimiter: bytes, limi
     return begin
 
 
-def take_requests(data: bytearray, begin: int, end: int, limit: int, taken: list[list[bytes]]) -> int:
+def take_requests(data: bytearray, begin: int, end: int, limit: int, most: int, taken: list[list[bytes]]) -> int:
     """Append to *taken* each request of the Redis protocol (an array of bulk strings), as a list of its words.
 
     Stops at what is incomplete or does not begin with ``*``.
@@ -152,13 +152,13 @@ def take_requests(data: bytearray, begin: int, end: int, limit: int, taken: list
     Returns:
         Where the rest begins.
     Raises:
-        ValueError: the first one is malformed, or longer than *limit* bytes in all.
+        ValueError: the first one is malformed, or has more than *most* words or *limit* bytes in all.
     """
     while begin < end and data[begin] == _STAR:
         try:
             words: list[bytes] = []
             at, count = _number(data, begin + 1, end, "invalid multibulk length")
-            if count > limit // 6:  # a word takes six bytes at least
+            if count > most or count > limit // 6:  # a word takes six bytes at least
                 raise ValueError("invalid multibulk length")
             for _ in range(count):
                 if at == end:

@@ -339,13 +339,13 @@ cdef Py_ssize_t _number(const char *base, Py_ssize_t at, Py_ssize_t end, Py_ssiz
 
 
 cdef Py_ssize_t _request(
-        const char *base, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, Py_ssize_t *first,
+        const char *base, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, Py_ssize_t most, Py_ssize_t *first,
         Py_ssize_t *count) noexcept:
     # Returns where the request ends; -1 if it is not all there, less if it is malformed: see _refuse.
     cdef Py_ssize_t at = _number(base, begin + 1, end, count)
     cdef Py_ssize_t size = 0
     cdef Py_ssize_t i
-    if at == -2 or (at >= 0 and count[0] > limit // 6):  # a word takes six bytes at least
+    if at == -2 or (at >= 0 and (count[0] > most or count[0] > limit // 6)):  # a word takes six bytes at least
         return -2
     if at < 0:
         return at
@@ -377,13 +377,13 @@ cdef object _refuse(Py_ssize_t what, unsigned char found):
 
 
 cpdef Py_ssize_t take_requests(
-        bytearray data, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, list taken) except -1:
+        bytearray data, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, Py_ssize_t most, list taken) except -1:
     cdef char *base = PyByteArray_AS_STRING(data)
     cdef Py_ssize_t at = 0, after, count = 0, size = 0, i
     cdef list words
     _check(data, begin, end - begin)
     while begin < end and base[begin] == c'*':
-        after = _request(base, begin, end, limit, &at, &count)
+        after = _request(base, begin, end, limit, most, &at, &count)
         if after < -1 and not taken:
             _refuse(after, <unsigned char>base[at])
         if after < 0:

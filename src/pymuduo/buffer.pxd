@@ -21,7 +21,7 @@ cdef class Buffer(ReadableRegion):
     @cython.locals(taken=list, begin=Py_ssize_t)
     cpdef list take_prefixed(self, int width, Py_ssize_t max_bytes, bint is_big=*)
     @cython.locals(taken=list, begin=Py_ssize_t)
-    cpdef list take_requests(self, Py_ssize_t max_bytes)
+    cpdef list take_requests(self, Py_ssize_t max_bytes, Py_ssize_t max_words)
     @cython.locals(taken=list, begin=Py_ssize_t)
     cpdef list take_commands(self, dict blocks, Py_ssize_t max_line_bytes, Py_ssize_t max_bytes)
     cpdef object retrieve(self, Py_ssize_t count)

@@ -252,16 +252,16 @@ class Buffer(ReadableRegion):
             self._advance(begin - self._begin)
         return taken
 
-    def take_requests(self, max_bytes: int) -> list[list[bytes]]:
+    def take_requests(self, max_bytes: int, max_words: int) -> list[list[bytes]]:
         """Take every complete request of the Redis protocol, each as the list of its words.
 
         Stops at what is incomplete, and at what does not begin with ``*`` (an inline command).
 
         Raises:
-            ValueError: what stands at the front is malformed, or takes more than *max_bytes* in all.
+            ValueError: what stands at the front is malformed, or has more than *max_words* or *max_bytes*.
         """
         taken: list[list[bytes]] = []
-        begin = _sys.take_requests(self._data, self._begin, self._end, max_bytes, taken)
+        begin = _sys.take_requests(self._data, self._begin, self._end, max_bytes, max_words, taken)
         if begin > self._begin:
             self._advance(begin - self._begin)
         return taken

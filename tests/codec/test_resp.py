@@ -130,6 +130,17 @@ def test_a_request_without_words_or_over_the_limit_is_not_sent():
     assert RespCodec().encode([bytearray(b"GET"), memoryview(b"k")]) == b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n"
 
 
+def test_a_request_of_more_words_than_allowed_is_refused_with_its_first_line():
+    codec = RespCodec(max_words=3)
+    assert codec.decode(Buffer(codec.encode([b"a", b"b", b"c"]))) == [[b"a", b"b", b"c"]]
+    with pytest.raises(ValueError, match="3 at most, got 4"):
+        codec.encode([b"a", b"b", b"c", b"d"])
+    with pytest.raises(ProtocolError, match="invalid multibulk length"):
+        codec.decode(Buffer(b"*4\r\n"))
+    with pytest.raises(ValueError, match="max_words must be positive, got 0"):
+        RespCodec(max_words=0)
+
+
 def test_a_server_gets_a_pipeline_as_one_list_and_tells_who_breaks_the_rules_why(serve):
     def on_requests(connection: TcpConnection, requests: list[list[bytes]], receive_time: object) -> None:
         connection.send(b"".join(b"+%b\r\n" % request[-1] for request in requests))

@@ -5,6 +5,8 @@ from pymuduo.codec.base cimport Codec, as_bytes
 
 
 cdef class RespCodec(Codec):
+    cdef readonly Py_ssize_t max_words
+
     @cython.locals(requests=list)
     cpdef list decode(self, Buffer buffer)
     cpdef bytes encode(self, object payload)

@@ -32,16 +32,18 @@ class RespCodec(Codec):
     Args:
         max_bytes: the longest request allowed, with all that belongs to it; one that announces more is refused at
             once, so no peer can make a buffer grow past this. A line of words may have 64 KiB.
+        max_words: the most words allowed in a request. One that arrives in pieces is looked through anew with each
+            piece, which is what this bounds.
         callbacks: see ``Codec``; a message is a ``list[bytes]``, never an empty one.
 
     What breaks the rules is a ``ProtocolError`` in Redis's own words, without the ``Protocol error:`` that a server
     sends in front of them.
 
     Raises:
-        ValueError: see ``Codec``.
+        ValueError: *max_words* is not positive; or see ``Codec``.
     """
 
-    __slots__ = ()
+    __slots__ = ("max_words",)
 
     def __init__(
         self,
@@ -49,15 +51,19 @@ class RespCodec(Codec):
         *,
         batch_callback: WordsBatchCallback | None = None,
         max_bytes: int = 1024 * 1024,
+        max_words: int = 65536,
     ) -> None:
         Codec.__init__(self, message_callback, batch_callback=batch_callback, max_bytes=max_bytes)
+        if max_words < 1:
+            raise ValueError(f"RespCodec: max_words must be positive, got {max_words}")
+        self.max_words = max_words
 
     def decode(self, buffer: Buffer) -> list[list[bytes]]:
         """Take every complete request; ProtocolError if the first one is malformed or too long."""
         requests: list[list[bytes]] = []
         try:
             while True:
-                requests += buffer.take_requests(self.max_bytes)
+                requests += buffer.take_requests(self.max_bytes, self.max_words)
                 if len(buffer) == 0 or buffer.peek_int8() == _STAR:
                     break
                 line = self._take_line(buffer)
@@ -74,10 +80,10 @@ class RespCodec(Codec):
         """Return the words of a request as an array of bulk strings.
 
         Raises:
-            ValueError: there is no word, or they are longer than ``max_bytes`` in all.
+            ValueError: there is no word, more than ``max_words``, or more than ``max_bytes`` in all.
         """
-        if len(payload) == 0:
-            raise ValueError("RespCodec: a request has one word or more")
+        if not 0 < len(payload) <= self.max_words:
+            raise ValueError(f"RespCodec: a request has one word or more, {self.max_words} at most, got {len(payload)}")
         words = [as_bytes(word) for word in payload]
         encoded = b"*%d\r\n%b" % (len(words), b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words]))
         if len(encoded) > self.max_bytes:
