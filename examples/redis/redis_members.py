@@ -1,0 +1,72 @@
+"""A set that can be drawn from by chance and walked while it changes.
+
+Python's own set can do neither in a time that does not grow with it. This one keeps its members in a list, and each
+one's place in the list beside it; who leaves is replaced by the last.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, KeysView
+
+
+class Members:
+    """Distinct strings, in an order that changes when one leaves."""
+
+    __slots__ = ("_order", "_places")
+
+    def __init__(self, members: Iterable[bytes] = ()) -> None:
+        self._order = list(dict.fromkeys(members))
+        self._places = {member: place for place, member in enumerate(self._order)}
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __contains__(self, member: bytes) -> bool:
+        return member in self._places
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._order)
+
+    @property
+    def view(self) -> KeysView[bytes]:
+        """The members for ``&``, ``|`` and ``-``."""
+        return self._places.keys()
+
+    def add(self, member: bytes) -> bool:
+        """Let one in; False if it is there already."""
+        if member in self._places:
+            return False
+        self._places[member] = len(self._order)
+        self._order.append(member)
+        return True
+
+    def discard(self, member: bytes) -> bool:
+        """Let one go; False if it is not there."""
+        place = self._places.pop(member, None)
+        if place is None:
+            return False
+        last = self._order.pop()
+        if last != member:
+            self._order[place] = last
+            self._places[last] = place
+        return True
+
+    def clear(self) -> None:
+        """Let all go."""
+        self._order.clear()
+        self._places.clear()
+
+    def draw(self) -> bytes:
+        """Return one by chance, which stays; there must be one."""
+        return random.choice(self._order)  # noqa: S311
+
+    def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
+        """Return the next cursor, 0 at the end, and the members between; begin with 0.
+
+        Who is there from the first call to the last is returned at least once: the walk goes down, so all places from
+        the cursor on have been seen, and who moves to fill a hole moves down.
+        """
+        end = min(cursor, len(self._order)) if cursor > 0 else len(self._order)
+        begin = max(end - count, 0)
+        return begin, self._order[begin:end]

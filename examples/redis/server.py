@@ -1,0 +1,52 @@
+"""A Redis server: strings, counters, hashes, lists, sets, expiry, publish and subscribe, transactions.
+
+What it teaches: a whole protocol on top of a codec, fast. ``RespCodec`` hands over all requests that a read has
+brought; each state of a client has a table of commands; the replies of a batch leave in one piece. And what else a real
+protocol brings along: clients that wait for each other, messages that nobody asked for, replies larger than a slow
+client wants to read.
+
+There is one keyspace for all loops. Whoever serves a batch of requests holds its lock, so with ``--threads`` clients
+are read and parsed side by side, and served one batch after another. What clients store stays in memory until they
+delete it or it expires; there is no other limit to it, and nothing is written to disk.
+
+    python server.py --threads 2        and elsewhere        redis-cli, or redis-benchmark -P 16 -t get,set
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from pymuduo import EventLoop, InetAddress, TcpServer
+from pymuduo.codec import RespCodec
+from redis_service import Service
+from redis_strings import MAX_STRING_BYTES
+
+_MAX_REQUEST_BYTES = MAX_STRING_BYTES + 65_536
+_MAX_WORDS = 1 << 16
+_SWEEP_S = 0.1
+
+
+def main() -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(description="Redis server: keeps what it is told in memory")
+    parser.add_argument("--port", type=int, default=6379, help="0 lets the kernel choose; default %(default)s")
+    parser.add_argument("--threads", type=int, default=0, help="I/O loops; 0, the default: the main loop does it all")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    with EventLoop() as loop:
+        loop.quit_on_signals()
+        service = Service()
+        codec = RespCodec(batch_callback=service.on_requests, max_bytes=_MAX_REQUEST_BYTES, max_words=_MAX_WORDS)
+        codec.error_callback = service.on_protocol_error
+        loop.run_every(_SWEEP_S, service.sweep, loop)
+        server = TcpServer(loop, InetAddress.loopback(options.port), "redis")
+        server.thread_num = options.threads
+        server.connection_callback = service.on_connection
+        server.message_callback = codec.on_message
+        server.start()
+        loop.run()
+
+
+if __name__ == "__main__":
+    main()
