@@ -99,7 +99,7 @@ class Program:
 
     def end(self) -> int:
         """Do what Ctrl-C does to the program (not to its children, who may be just starting); return the exit code."""
-        if "signal.SIGTERM" in self.code:
+        if "signal.SIGTERM" in self.code or "quit_on_signals" in self.code:
             # One of several processes may answer before this one has got as far as installing its handlers.
             eventually(lambda: catches(self.process.pid, signal.SIGTERM), "the program installs no handler")
         self.process.send_signal(signal.SIGINT)
