@@ -167,7 +167,7 @@ def test_connections_are_spread_over_the_targets(serve, pool_of):
     servers = [serve(0, **LineServer(name).settings()) for name in "ab"]
     pool = pool_of(*map(address_of, servers), size=4)
     wait_for_up(pool, 4)
-    assert [server.server.connection_count for server in servers] == [2, 2]
+    eventually(lambda: [server.server.connection_count for server in servers] == [2, 2])
     asker: Asker = pool.context
     call_in_loop(pool.loop, lambda: [asker.ask("x") for _ in range(4)])
     asker.wait_for("a:x", "a:x", "b:x", "b:x")
