@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import io
 import logging
-import socket
 import sys
 import threading
 
-from codec import MAX_MESSAGE_BYTES, LengthHeaderCodec, encode
-from pymuduo import EventLoop, InetAddress, TcpConnection
+from codec import MAX_MESSAGE_BYTES, ChatCodec, encode
+from pymuduo import EventLoop, TcpClient, TcpConnection, Timestamp
 
 _PATIENCE_S = 10.0
 
@@ -30,7 +29,7 @@ def printable(message: bytes) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def print_message(connection: TcpConnection, message: bytes) -> None:
+def print_message(connection: TcpConnection, message: bytes, receive_time: Timestamp) -> None:
     """Print what was said."""
     print(printable(message), flush=True)
 
@@ -53,7 +52,7 @@ def send_lines(connection: TcpConnection) -> None:
 
 
 def main() -> None:
-    """Chat until the input ends, the server leaves, Ctrl-C or SIGTERM."""
+    """Chat until the input ends, the server leaves, Ctrl-C or SIGTERM; the exit code is 1 if there is no server."""
     parser = argparse.ArgumentParser(description="chat client: each line you type is said to all")
     parser.add_argument("--host", default="127.0.0.1", help="default %(default)s")
     parser.add_argument("--port", type=int, default=3399, help="default %(default)s")
@@ -62,29 +61,31 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # what this terminal has no character for
-    try:
-        sock = socket.create_connection((options.host, options.port), _PATIENCE_S)
-    except OSError as e:
-        sys.exit(f"can't connect to {options.host} port {options.port}: {e}")
-    sock.setblocking(False)
-    local, peer = (InetAddress(*name[:2]) for name in (sock.getsockname(), sock.getpeername()))
+    error: Exception | None = None
+
+    def on_connection(connection: TcpConnection) -> None:
+        if not connection.connected:
+            loop.quit()
+            return
+        if options.name:
+            connection.send(encode(f"/name {options.name}".encode()))
+        threading.Thread(target=send_lines, args=(connection,), daemon=True).start()
+
+    def on_connect_failed(client: TcpClient, reason: Exception) -> None:
+        nonlocal error
+        error = reason
+        loop.quit()
 
     with EventLoop() as loop:
         loop.quit_on_signals()
-
-        def on_connection(connection: TcpConnection) -> None:
-            if not connection.connected:
-                loop.quit()
-                return
-            if options.name:
-                connection.send(encode(f"/name {options.name}".encode()))
-            threading.Thread(target=send_lines, args=(connection,), daemon=True).start()
-
-        connection = TcpConnection(loop, "chat", sock.detach(), local, peer)
-        connection.connection_callback = on_connection
-        connection.message_callback = LengthHeaderCodec(print_message).on_message
-        connection.connect_established()
+        client = TcpClient(loop, (options.host, options.port), "chat", connect_timeout_s=_PATIENCE_S)
+        client.connection_callback = on_connection
+        client.message_callback = ChatCodec(print_message).on_message
+        client.connect_failed_callback = on_connect_failed
+        client.connect()
         loop.run()
+    if error is not None:
+        sys.exit(f"can't connect to {options.host} port {options.port}: {error}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import selectors
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 
@@ -19,6 +20,12 @@ from conftest import PATIENCE_S, receive_all, receive_exactly
 from programs import Program, running
 
 MEMBERS_OF_A_BIG_ROOM = 1000
+WITHOUT_A_ROOM = (
+    "chat/server_threaded.py",
+    "chat/server_threaded_efficient.py",
+    "chat/server_threaded_highperformance.py",
+)
+SERVERS = ("chat/server.py", *WITHOUT_A_ROOM)
 
 
 def encode(message: bytes) -> bytes:
@@ -50,8 +57,8 @@ class Member:
 
     def is_in(self) -> None:
         """Return when the server knows this member; nothing else may be under way to it."""
-        self.say("/who")
-        assert self.hear().startswith("* here: ")
+        self.say("/?")
+        assert self.hear().startswith("* there are ")
 
 
 def client(server: Program, name: str) -> Program:
@@ -208,15 +215,16 @@ def test_messages_arrive_whole_however_the_stream_is_cut() -> None:
         assert [ann.hear(), ann.hear(), ann.hear()] == ["ann: three", "ann: in", "ann: one"]
 
 
-@pytest.mark.parametrize("length", [-1, 65_537, 2**31 - 1, -(2**31)])
-def test_a_bad_length_closes_that_connection_only_and_is_logged(length: int) -> None:
-    with running("chat/server.py", "--threads", "1") as server, Member(server, "ann") as ann:
+@pytest.mark.parametrize("path", SERVERS)
+@pytest.mark.parametrize("length", [-1, 65_537])
+def test_a_bad_length_closes_that_connection_only_and_is_logged(path: str, length: int) -> None:
+    with running(path, "--threads", "1") as server, Member(server, "ann") as ann:
         assert ann.hear() == "* ann joined"
         with server.connect() as bad:
             bad.sendall(struct.pack(">i", length) + b"whatever")
             with contextlib.suppress(ConnectionResetError):
                 assert receive_all(bad) == b""
-        server.wait_for_log(f"a message of {length} bytes announced; cut off")
+        server.wait_for_log(f"a message of {length % 2**32} bytes, where 65536 are allowed; .* is cut off")
         ann.say("still here")
         assert ann.hear() == "ann: still here"
 
@@ -264,8 +272,10 @@ def test_an_unknown_command_is_answered_with_those_there_are() -> None:
         assert member.hear() == "* there are /name NAME, /who and /quit; anything else is said to all"
 
 
-def test_quit_is_answered_with_all_that_came_before_and_a_fin() -> None:
-    with running("chat/server.py", "--threads", "2") as server, Member(server) as member:
+@pytest.mark.parametrize("path", SERVERS)
+@pytest.mark.parametrize("threads", ["0", "2"])
+def test_quit_is_answered_with_all_that_came_before_and_a_fin(path: str, threads: str) -> None:
+    with running(path, "--threads", threads) as server, Member(server) as member:
         lines = [f"line {i}" for i in range(1000)]
         member.socket.sendall(b"".join(encode(line.encode()) for line in [*lines, "/quit", "not any more"]))
         assert member.hear() == "* guest-1 joined"
@@ -274,11 +284,43 @@ def test_quit_is_answered_with_all_that_came_before_and_a_fin() -> None:
         assert member.socket.recv(1) == b""
 
 
+@pytest.mark.parametrize("path", WITHOUT_A_ROOM)
+@pytest.mark.parametrize("threads", ["0", "2"])
+def test_without_a_room_a_name_belongs_to_its_connection(path: str, threads: str) -> None:
+    with running(path, "--threads", threads) as server, Member(server) as first, Member(server) as second:
+        first.is_in()
+        second.is_in()
+
+        def heard(*lines: str) -> None:
+            for member in (first, second):
+                assert [member.hear() for _ in lines] == list(lines)
+
+        first.say("a word")
+        heard("* guest-1 joined", "guest-1: a word")
+        second.say("/name ann")
+        heard("* ann joined")
+        first.say("/name ann")  # nobody knows that there is one
+        heard("* guest-1 is now ann")
+        first.say("/name ann")  # no news
+        first.say("/name two words")
+        assert first.hear().startswith("* a name has 1 to 32 letters")
+        first.say("/who")
+        assert first.hear() == "* there are /name NAME and /quit; anything else is said to all"
+        first.say("x" * 65_536)
+        assert first.hear() == "* too long: nobody heard that"
+        second.say("/quit")
+        assert first.hear() == "* ann left"
+        assert receive_all(second.socket) in (b"", encode(b"* ann left"))
+        first.say("alone")
+        assert first.hear() == "ann: alone"
+
+
 # --- many, and slow ones ---
 
 
-def test_a_member_who_does_not_read_is_disconnected_and_holds_nobody_up() -> None:
-    with running("chat/server.py", "--threads", "2") as server, Member(server, "ann") as ann:
+@pytest.mark.parametrize("path", SERVERS)
+def test_a_member_who_does_not_read_is_disconnected_and_holds_nobody_up(path: str) -> None:
+    with running(path, "--threads", "2") as server, Member(server, "ann") as ann:
         assert ann.hear() == "* ann joined"
         with Member(server, "slow") as slow:
             assert ann.hear() == "* slow joined"
@@ -297,8 +339,35 @@ def test_a_member_who_does_not_read_is_disconnected_and_holds_nobody_up() -> Non
         server.wait_for_log("reads too slowly, [0-9]+ bytes wait: disconnected")
 
 
-def test_all_members_hear_the_same_conversation_in_the_same_order() -> None:
-    with running("chat/server.py", "--threads", "3") as server, contextlib.ExitStack() as stack:
+@pytest.mark.parametrize("path", SERVERS)
+def test_a_member_who_floods_is_heard_no_faster_than_it_can_be_handed_out(path: str) -> None:
+    with running(path, "--threads", "2") as server, contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(Member(server)) for _ in range(20)]
+        for listener in listeners:
+            listener.is_in()
+        flood = Member(server, "flood")
+        stack.enter_context(flood)
+        before_kib = server.peak_kib
+        line = b"x" * 1000
+        count = 5_000  # 100 MB to hand out
+        sender = threading.Thread(target=flood.socket.sendall, args=(encode(line) * count,))
+        sender.start()
+        ears = [
+            threading.Thread(target=receive_exactly, args=(member.socket, (4 + 7 + 1000) * count))
+            for member in (*listeners, flood)
+        ]
+        for ear in ears:
+            ear.start()
+        for thread in (sender, *ears):
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+        # A queue may hold a mebibyte for each who listens before it is cut off, and nobody was.
+        assert server.peak_kib - before_kib < 40 * 1024
+
+
+@pytest.mark.parametrize("path", ["chat/server.py", "chat/server_threaded_highperformance.py"])
+def test_all_members_hear_the_same_conversation_in_the_same_order(path: str) -> None:
+    with running(path, "--threads", "3") as server, contextlib.ExitStack() as stack:
         speakers = [stack.enter_context(Member(server)) for _ in range(8)]
         for speaker in speakers:
             speaker.is_in()

@@ -26,6 +26,10 @@ SERVERS = (
     "filetransfer/download3.py",
     "hub/hub.py",
     "redis/server.py",
+    "memcached/server.py",
+    "chat/server_threaded.py",
+    "chat/server_threaded_efficient.py",
+    "chat/server_threaded_highperformance.py",
     "proxies/socks.py",
     "proxies/http_connect.py",
     "proxies/load_balancer.py",
@@ -46,6 +50,7 @@ SERVERS = (
 PROGRAMS = (
     *SERVERS,
     "chat/client.py",
+    "chat/loadtest.py",
     "finger/finger01.py",
     "hub/pub.py",
     "hub/sub.py",
