@@ -2,9 +2,9 @@
 
 What it teaches: a measurement that proves what it counts, and does not measure itself. Every message says who it is
 from, its number, and when it was sent. So each client knows of each speaker which number must come next, and finds one
-that is missing, doubled or out of order; figures are printed only for a conversation that was right. But to look at a
-message takes longer than to deliver it. So while the clock runs, a client writes down what has come and when, as it
-came, and everything is checked afterwards.
+that is missing, doubled, out of order or spoilt; figures are printed only for a conversation that was right. But to
+look at a message takes longer than to deliver it. So while the clock runs, a client writes down what has come and when,
+as it came, and everything is checked afterwards.
 
 Each speaker says its next message when it has heard its own last one; the latency of a delivery counts from sending to
 the moment at which a client takes it. All are in before the clock starts. When all have heard as much as they should,
@@ -45,11 +45,11 @@ class LoadClient:
         self.number = number
         self.notes: list[tuple[int, list[bytes]]] = []  # at what time came what
         self.noted_count = 0
+        self.said: list[bytes] = []
         self._test = test
         self._greeting = b"%b/%d/" % (test.greeting, number)
         self._own = b"%b/%d/" % (test.mark, number)
         self._is_in = False
-        self._said = 0
         self._codec = LengthHeaderCodec(
             batch_callback=self._on_messages, header_bytes=HEADER_BYTES, max_bytes=MAX_MESSAGE_BYTES
         )
@@ -65,22 +65,25 @@ class LoadClient:
     def speak(self) -> None:
         """Say the next message."""
         if (connection := self._tcp.connection) is not None:
-            self._said += 1
-            text = b"%b%d/%d/" % (self._own, self._said, time.monotonic_ns())
-            self._codec.send(connection, text.ljust(self._test.message_bytes, b"."))
+            text = b"%b%d/%d/" % (self._own, len(self.said) + 1, time.monotonic_ns())
+            self.said.append(text.ljust(self._test.message_bytes, b"."))
+            self._codec.send(connection, self.said[-1])
 
-    def check(self, took: Counter[int]) -> str:
+    def check(self, said: list[list[bytes]], took: Counter[int]) -> str:
         """Return what is wrong with what was heard, if anything; count how many deliveries took so many microseconds.
 
-        From any thread, when the loop has ended.
+        Takes what each speaker has said. From any thread, when the loops have ended.
         """
-        due = [1] * self._test.speakers  # of each speaker, the number that comes next
+        due = [1] * len(said)  # of each speaker, the number that comes next
         for when, messages in self.notes:
             for message in messages:
                 try:
                     speaker, number, sent = map(int, message.rpartition(self._test.mark)[2].split(b"/")[1:4])
                     expected = due[speaker]
+                    was_said = message.endswith(said[speaker][number - 1])
                 except (ValueError, IndexError):
+                    was_said = False
+                if not was_said:
                     return f"client {self.number} heard {message[:100]!r}, which nobody has said"
                 if number != expected:
                     return f"client {self.number} heard number {number} of {speaker}, when {expected} was due"
@@ -111,7 +114,7 @@ class LoadClient:
             test.bring(test.note_all_heard)
         if before <= test.due < self.noted_count:
             test.bring(test.note_end)
-        if 0 < self._said < test.messages and any(self._own in message for message in ours):
+        if 0 < len(self.said) < test.messages and any(self._own in message for message in ours):
             self.speak()
 
 
@@ -179,8 +182,9 @@ class LoadTest:
     def report(self) -> str:
         """Check everything and print what has been measured; return what was wrong. When the loops have ended."""
         took: Counter[int] = Counter()
+        said = [speaker.said for speaker in self._clients[: self.speakers]]
         for client in self._clients:
-            if wrong := client.check(took):
+            if wrong := client.check(said, took):
                 return f"{self.failure}; {wrong}" if self.failure else wrong
         if self.failure or self._ended < len(self._clients):
             print(f"broken off after {took.total()} deliveries, in order so far", flush=True)
