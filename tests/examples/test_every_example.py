@@ -30,6 +30,7 @@ SERVERS = (
     "chat/server_threaded.py",
     "chat/server_threaded_efficient.py",
     "chat/server_threaded_highperformance.py",
+    "chat/web_gateway.py",
     "proxies/socks.py",
     "proxies/http_connect.py",
     "proxies/load_balancer.py",
