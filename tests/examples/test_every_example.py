@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import signal
 
 import pytest
@@ -83,6 +84,19 @@ def test_help_tells_the_options_and_exits_with_0(path: str) -> None:
 @pytest.mark.parametrize("path", PROGRAMS)
 def test_begins_with_a_docstring_that_says_what_it_teaches(path: str) -> None:
     assert "What it teaches: " in (ast.get_docstring(ast.parse((EXAMPLES / path).read_text())) or "")
+
+
+def test_the_tour_leads_to_every_program_and_nowhere_else() -> None:
+    tour = (EXAMPLES / "README.md").read_text()
+    for table_row in re.findall(r"^\| (`.+?) \|", tour, re.MULTILINE):
+        first, *others = re.findall(r"`(.+?\.py)`", table_row)
+        folder = (EXAMPLES / first).parent
+        for path in (EXAMPLES / first, *((folder if "/" not in other else EXAMPLES) / other for other in others)):
+            assert path.is_file(), f"{path} is on the tour, but not here"
+    for program in EXAMPLES.rglob("*.py"):
+        if "__main__" in program.read_text() and not re.fullmatch(r"finger0[2-6]\.py", program.name):
+            path = str(program.relative_to(EXAMPLES))
+            assert f"`{path}`" in tour or re.search(rf"`{program.parent.name}/.*`{program.name}`", tour), path
 
 
 @pytest.mark.parametrize("threads", ["0", "2"])
