@@ -34,11 +34,13 @@ from pymuduo import (
 )
 from pymuduo.codec import (
     Codec,
+    CommandCodec,
     FixedLengthCodec,
     LengthHeaderCodec,
     LineCodec,
     NetstringCodec,
     ProtocolError,
+    RespCodec,
     VarintCodec,
 )
 from pymuduo.codec.protobuf import ProtobufCodec, ProtobufCodecLite
@@ -228,6 +230,37 @@ def fuzz_netstring_codec(data: bytes) -> None:
 def fuzz_varint_codec(data: bytes) -> None:
     """The same of messages behind a varint."""
     _compare_splits(VarintCodec(max_bytes=_MAX_MESSAGE), data, _MAX_MESSAGE + 10)
+
+
+def _compare_words(codec: Codec, stream: bytes, most_held: int) -> None:
+    whole = _decode(codec, [stream], most_held)
+    check(_decode(codec, _cut(stream), most_held) == whole, "other messages when it comes in pieces")
+    for words in whole[0]:
+        try:
+            again = codec.encode(words)
+        except ValueError:
+            continue  # not everything that is understood may be said
+        check(_decode(codec, [again], most_held) == ([words], False), "another message when sent on")
+
+
+def fuzz_command_codec(data: bytes) -> None:
+    """Lines of words and the blocks behind them are the same however the stream is cut; none is too long."""
+    blocks = ({b"set": 4}, {b"set": -1, b"PUB": 1}, {})[Choices(data).number(3)]
+    codec = CommandCodec(blocks=blocks, max_line_bytes=60, max_bytes=_MAX_MESSAGE)
+    _compare_words(codec, data[1:], 60 + 2 + _MAX_MESSAGE + 2)
+    for words in _decode(codec, [data[1:]], len(data))[0]:
+        line = words[:-1] if words and words[0] in blocks else words
+        check(len(b" ".join(line)) <= 60, "a line too long")
+        check(all(len(word) <= _MAX_MESSAGE for word in words), "a block too long")
+
+
+def fuzz_resp_codec(data: bytes) -> None:
+    """The same of requests of the Redis protocol, which have at least a word."""
+    codec = RespCodec(max_bytes=_MAX_MESSAGE, max_words=20)
+    _compare_words(codec, data, _MAX_MESSAGE)
+    for words in _decode(codec, [data], len(data))[0]:
+        check(words, "a request of no words")
+        check(sum(map(len, words)) <= _MAX_MESSAGE, "a request too long")
 
 
 _TYPE_NAMES = (
@@ -420,6 +453,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "fixed_length_codec": fuzz_fixed_length_codec,
     "netstring_codec": fuzz_netstring_codec,
     "varint_codec": fuzz_varint_codec,
+    "command_codec": fuzz_command_codec,
+    "resp_codec": fuzz_resp_codec,
     "protobuf_codec": fuzz_protobuf_codec,
     "protobuf_codec_lite": fuzz_protobuf_codec_lite,
     "proxy_header": fuzz_proxy_header,
@@ -448,6 +483,17 @@ def seeds(name: str) -> list[bytes]:
         "fixed_length_codec": [b"\2onetwothrfou", b"\0abc", b"\x45" + bytes(200)],
         "netstring_codec": [b"3:one,0:,12:hello world!,", b"3:one3:", b"03:one,", b"301:", b"30:" + bytes(29)],
         "varint_codec": [b"\3one\0\x83\x80\0two", b"\xac\2" + bytes(300), b"\x80" * 10, b"\xff" * 8 + b"\1"],
+        "command_codec": [
+            b"\0set k 0 60 3\r\none\r\nget k\nset k 0 0 4\r\nfour?\r\n\r\nset k 0 0\r\n",
+            b"\1PUB 5 x\r\nhello\r\nset 0\r\n\r\nset 301\r\n",
+            b"\2" + b"x " * 40,
+        ],
+        "resp_codec": [
+            b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n*0\r\n*-1\r\nPING 'a b' \"\\x00\\n\"\r\n\r\n",
+            b"*1\r\n$301\r\n",
+            b"*21\r\n",
+            b"*1\r\n:1\r\n",
+        ],
         "protobuf_codec": [
             b"\x05" + bytes([len(query)]) + query,
             b"\x03\x05\x0a\x03\x1a\x01a\x04\x02\x0a\x00\x06\x02\x08\x05\x07\x00",

@@ -37,7 +37,7 @@ def reports_of_ours(log: str) -> list[str]:
 def check(path: Path) -> bool:
     """Run one file of tests; whether nothing was found."""
     with tempfile.NamedTemporaryFile("r", suffix=".valgrind") as log:
-        options = ["--undef-value-errors=no", "--num-callers=20", f"--log-file={log.name}"]
+        options = ["--undef-value-errors=no", "--fair-sched=yes", "--num-callers=20", f"--log-file={log.name}"]
         tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=1200", str(path)]
         done = subprocess.run(
             ["valgrind", *options, *tests],
