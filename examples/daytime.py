@@ -22,8 +22,7 @@ def on_connection(connection: TcpConnection) -> None:
     """Tell the time and hang up."""
     if connection.connected:
         connection.send(time.strftime("%A, %B %d, %Y %H:%M:%S-%Z\r\n").encode())
-        connection.shutdown()
-        connection.force_close_with_delay(_PATIENCE_S)
+        connection.shutdown(within_s=_PATIENCE_S)
 
 
 def main() -> None:

@@ -34,8 +34,7 @@ class Doorkeeper:
         logging.info("full: %s is turned away", connection.peer_address)
         connection.context = "turned away"
         connection.send(b"full, come back later\r\n")
-        connection.shutdown()
-        connection.force_close_with_delay(_PATIENCE_S)
+        connection.shutdown(within_s=_PATIENCE_S)
 
 
 def on_message(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:

@@ -25,8 +25,7 @@ def on_connection(connection: TcpConnection) -> None:
     if connection.connected:
         since_1900 = int(time.time()) + _FROM_1900_TO_1970_S
         connection.send(struct.pack(">I", since_1900 & 0xFFFFFFFF))  # begins again at 0 in February 2036
-        connection.shutdown()
-        connection.force_close_with_delay(_PATIENCE_S)
+        connection.shutdown(within_s=_PATIENCE_S)
 
 
 def main() -> None:

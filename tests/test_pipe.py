@@ -82,6 +82,25 @@ def couple(request: pytest.FixtureRequest, ends_of: Couple) -> Callable[..., tup
     return make
 
 
+@pytest.mark.parametrize("data", [b"", b"early"])
+def test_a_fin_from_before_the_pipe_is_passed_on(ends_of, data):
+    halves: list[TcpConnection] = []
+    ends = ends_of(peer_shutdown_callback=halves.append, message_callback=lambda c, b, t: None)
+    assert not call_in_loop(ends.one.loop, lambda: ends.one.peer_has_shut_down)
+    if data:
+        ends.one.start_read()
+    ends.near.sendall(data)
+    ends.near.shutdown(socket.SHUT_WR)
+    eventually(lambda: halves == [ends.one])
+    assert call_in_loop(ends.one.loop, lambda: ends.one.peer_has_shut_down)
+    coupled = ends.couple()
+    assert receive_all(ends.far) == data
+    ends.far.sendall(b"answer")
+    ends.far.shutdown(socket.SHUT_WR)
+    assert receive_all(ends.near) == b"answer"
+    eventually(lambda: coupled.is_closed)
+
+
 def feed(sock: socket.socket, data: bytes, *, end: bool = True, seed: int = 0) -> threading.Thread:
     """Send *data* in pieces of all sizes, in a thread; then FIN."""
     sizes = random.Random(seed)

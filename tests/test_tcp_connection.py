@@ -571,6 +571,39 @@ def test_a_send_from_another_thread_before_the_peers_fin_is_handled_is_delivered
         assert receive_all(client) == b"queued behind the FIN"
 
 
+def test_shutdown_within_a_time_sends_all_and_does_not_wait_for_ever(serve, threads):
+    recorder = Recorder()
+    server = serve(threads, **recorder.settings())
+    with server.connect() as client:
+        connection = recorder.wait_up()
+        connection.send(bytes(1_000_000))
+        connection.shutdown(within_s=5.0)
+        assert receive_all(client) == bytes(1_000_000)
+        assert not connection.disconnected, "it waits for the peer's FIN"
+        client.close()
+        eventually(lambda: connection.disconnected)
+    recorder = Recorder()
+    server = serve(threads, **recorder.settings())
+    with server.connect() as client:
+        connection = recorder.wait_up()
+        connection.send(b"goodbye")
+        connection.shutdown(within_s=0.05)
+        eventually(lambda: connection.disconnected)  # although the peer has not moved
+        assert receive_all(client) == b"goodbye"
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan")])
+def test_shutdown_within_no_time_is_refused_and_nothing_happens(serve, seconds):
+    recorder = Recorder()
+    server = serve(0, **recorder.settings())
+    with server.connect() as client:
+        connection = recorder.wait_up()
+        with pytest.raises(ValueError, match="within_s must be 0 or more"):
+            connection.shutdown(within_s=seconds)
+        assert connection.send(b"still up")
+        assert receive_exactly(client, 8) == b"still up"
+
+
 @pytest.mark.parametrize("end", ["shutdown", "force_close_with_delay", "stop"])
 def test_what_another_thread_sent_before_the_end_began_is_delivered(serve, end):
     """The send is accepted and queued while the loop is in a callback, which then ends the connection."""

@@ -86,8 +86,7 @@ class ChatService(ABC):
 
     def hang_up(self, connection: TcpConnection) -> None:
         """End a connection in good order: what it was told until now still arrives; from any thread."""
-        connection.shutdown()
-        connection.force_close_with_delay(_PATIENCE_S)
+        connection.shutdown(within_s=_PATIENCE_S)
 
     # --- private; in the thread of the connection ---
 

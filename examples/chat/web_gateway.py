@@ -240,8 +240,7 @@ class Gateway:
     def hang_up(self, connection: TcpConnection) -> None:
         """End a connection in good order; in its loop."""
         connection.context.is_over = True
-        connection.shutdown()
-        connection.force_close_with_delay(_PATIENCE_S)
+        connection.shutdown(within_s=_PATIENCE_S)
 
     def _on_connection(self, connection: TcpConnection) -> None:
         if connection.connected:

@@ -19,8 +19,7 @@ _PATIENCE_S = 10.0
 def on_connection(connection: TcpConnection) -> None:
     """Hang up on whoever comes."""
     if connection.connected:
-        connection.shutdown()
-        connection.force_close_with_delay(_PATIENCE_S)
+        connection.shutdown(within_s=_PATIENCE_S)
 
 
 def main() -> None:

@@ -19,8 +19,7 @@ _PATIENCE_S = 10.0
 
 def on_line(connection: TcpConnection, line: bytes, receive_time: Timestamp) -> None:
     """Hang up when the question is complete."""
-    connection.shutdown()
-    connection.force_close_with_delay(_PATIENCE_S)
+    connection.shutdown(within_s=_PATIENCE_S)
 
 
 def main() -> None:

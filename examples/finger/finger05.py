@@ -20,8 +20,7 @@ _PATIENCE_S = 10.0
 def on_line(connection: TcpConnection, line: bytes, receive_time: Timestamp) -> None:
     """Answer, and hang up."""
     connection.send(b"No such user\r\n")
-    connection.shutdown()
-    connection.force_close_with_delay(_PATIENCE_S)
+    connection.shutdown(within_s=_PATIENCE_S)
 
 
 def main() -> None:

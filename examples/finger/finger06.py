@@ -28,8 +28,7 @@ class Register:
         """Answer, and hang up."""
         user = line.decode("utf-8", "replace").removeprefix("/W").strip()
         connection.send(self._users.get(user, "No such user").encode() + b"\r\n")
-        connection.shutdown()
-        connection.force_close_with_delay(_PATIENCE_S)
+        connection.shutdown(within_s=_PATIENCE_S)
 
 
 def main() -> None:

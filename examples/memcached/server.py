@@ -135,8 +135,7 @@ class MemcachedServer:
     def _hang_up(self, connection: TcpConnection) -> None:
         """Send what is to be sent, and listen no more."""
         connection.message_callback = _drop
-        connection.shutdown()
-        connection.force_close_with_delay(_PATIENCE_S)
+        connection.shutdown(within_s=_PATIENCE_S)
 
     # --- the unusual one ---
 

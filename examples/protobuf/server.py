@@ -80,8 +80,7 @@ class QueryServer:
 
 def hang_up(connection: TcpConnection) -> None:
     """End in good order, and not too late."""
-    connection.shutdown()
-    connection.force_close_with_delay(_PATIENCE_S)
+    connection.shutdown(within_s=_PATIENCE_S)
 
 
 def main() -> None:

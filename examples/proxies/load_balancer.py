@@ -116,8 +116,7 @@ class Check:
         if connection.connected:
             self._table.note(self._backend, None)
             connection.send(self._last_words)
-            connection.shutdown()
-            connection.force_close_with_delay(self._every_s / 2)  # or the next check would have to wait for this one
+            connection.shutdown(within_s=self._every_s / 2)  # or the next check would have to wait for this one
 
 
 class Balancer:

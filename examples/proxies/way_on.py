@@ -41,12 +41,11 @@ class WayOn:
         self._timeouts = timeouts
         self._patience_s = patience_s
         self._client: TcpClient | None = None
-        self._near_has_ended = False
 
     def seek(self, target: InetAddress | tuple[str, int]) -> None:
         """Connect to *target*; a name is looked up beside the loop."""
         self.near.stop_read()
-        self.near.peer_shutdown_callback = self._note_end
+        self.near.peer_shutdown_callback = _stay_up
         client = self._client = TcpClient(
             self.near.loop, target, f"{self.near.name}-on", connect_timeout_s=self._patience_s
         )
@@ -59,9 +58,6 @@ class WayOn:
         if self._client is not None:
             self._client.stop()
 
-    def _note_end(self, near: TcpConnection) -> None:
-        self._near_has_ended = True
-
     def _on_far(self, far: TcpConnection) -> None:
         if not far.connected:
             return
@@ -70,12 +66,14 @@ class WayOn:
             self.found_callback(far)
         self.pipe = pipe(self.near, far)
         self.pipe.closed_callback = self.closed_callback
-        if self._near_has_ended and self.near.peer_shutdown_callback is not None:
-            self.near.peer_shutdown_callback(self.near)  # the pipe's, which was not there to hear it
 
     def _on_failed(self, client: TcpClient, error: Exception) -> None:
         if self.failed_callback is not None:
             self.failed_callback(error)
+
+
+def _stay_up(near: TcpConnection) -> None:
+    """Do nothing: that there is somebody to hear of its FIN keeps *near* up. The pipe passes it on."""
 
 
 def proxy_timeouts() -> IdleTimeouts:
@@ -96,6 +94,5 @@ def turn_away(connection: TcpConnection, last_words: bytes = b"") -> None:
     connection.message_callback = None
     connection.peer_shutdown_callback = None
     connection.send(last_words)
-    connection.shutdown()
-    connection.force_close_with_delay(_FAREWELL_S)
+    connection.shutdown(within_s=_FAREWELL_S)
     connection.start_read()

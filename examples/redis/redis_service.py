@@ -116,8 +116,7 @@ class Service:
         connection = client.connection
         connection.send(b"".join(replies))
         if client.is_leaving:
-            connection.shutdown()
-            connection.force_close_with_delay(_PATIENCE_S)
+            connection.shutdown(within_s=_PATIENCE_S)
         elif connection.output_size > _MAX_UNREAD_BYTES and client.backlog is None:
             self._wait_for_reader(client, [])
 

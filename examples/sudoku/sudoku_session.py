@@ -101,8 +101,7 @@ class Session:
         elif not self._is_ending:
             self.connection.start_read()
         elif self._in_work == 0:
-            self.connection.shutdown()
-            self.connection.force_close_with_delay(_PATIENCE_S)
+            self.connection.shutdown(within_s=_PATIENCE_S)
 
     def refuse(self, prefix: bytes) -> None:
         """Answer what is no request, and take no more."""

@@ -58,8 +58,10 @@ def pipe(
     """Send on to each of two connections what the other one receives, until both have ended; from any thread.
 
     What is in their input buffers goes first, and reading is started, so stop reading in the connection callback if
-    the other connection has yet to come. The pipe takes the message, high- and low-water-mark, write-complete and
-    peer-shutdown callbacks of both, and their marks; their connection and close callbacks are called as before.
+    the other connection has yet to come. A peer may say meanwhile that it sends no more; if a peer-shutdown callback
+    has kept its connection up, that is passed on as well. The pipe takes the message, high- and low-water-mark,
+    write-complete and peer-shutdown callbacks of both, and their marks; their connection and close callbacks are called
+    as before.
 
     Args:
         high_water_mark: bytes on the way to one of them from which on the other one is not read.
@@ -245,6 +247,8 @@ class Direction:
                 self._take_message(self.source, self.source.input_buffer, None)
             if not self._is_paused:
                 self.source.start_read()
+            if self.source.peer_has_shut_down:
+                self._take_end(self.source)  # before the pipe was there to hear it
 
     def break_off(self) -> None:
         """End the sink because the source has ended without a FIN."""
@@ -269,6 +273,8 @@ class Direction:
             self._pause()
 
     def _take_end(self, source: TcpConnection) -> None:
+        if self.has_ended:
+            return
         self.has_ended = True
         if self.is_same_loop:
             self._say_goodbye()

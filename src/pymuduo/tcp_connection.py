@@ -336,6 +336,14 @@ class TcpConnection(Flushable):
         return bool(self._was_up)
 
     @property
+    def peer_has_shut_down(self) -> bool:
+        """Whether the peer has said that it sends no more, and all that it sent has come. The loop's thread only.
+
+        With a ``peer_shutdown_callback``, which is called for it, the connection is still up.
+        """
+        return bool(self._peer_closed)
+
+    @property
     def is_reading(self) -> bool:
         """Whether incoming bytes are being read: see ``stop_read``."""
         return bool(self._reading)
@@ -451,16 +459,29 @@ class TcpConnection(Flushable):
             return True
         return self.loop.post(self._send_region_in_loop, (region,))
 
-    def shutdown(self) -> None:
+    def shutdown(self, *, within_s: float | None = None) -> None:
         """Send everything queued so far, then FIN: the peer reads to the end, and may still send.
 
         From any thread; later sends are refused. Twice is harmless.
+
+        Args:
+            within_s: seconds that the peer has to take it all and to end as well; then ``force_close_with_delay`` has
+                its way. Without it, a peer that does neither keeps the connection for as long as it likes.
+
+        Raises:
+            ValueError: *within_s* is negative or not a number.
+
+        muduo: ``TcpConnection::shutdown``.
         """
+        if within_s is not None and not within_s >= 0:
+            raise ValueError(f"shutdown: within_s must be 0 or more, got {within_s}")
         self._closing = 1
         if self._state == _CONNECTED and self.loop.is_in_loop_thread():
             self._state = _DISCONNECTING
         # Queued in any case: what other threads have sent until now is in the queue, and comes first.
         self.loop.post(self._shutdown_in_loop, ())
+        if within_s is not None:
+            self.force_close_with_delay(within_s)
 
     def force_close(self) -> None:
         """Close now, dropping what is unsent; from any thread. Callbacks run later in the loop, not inside this."""
