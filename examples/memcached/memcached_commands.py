@@ -54,6 +54,7 @@ _COUNTS = (
 )
 _COUNTER = re.compile(rb"[\t-\r ]*(?:\+?([0-9]+)|-0+)(?=[\0\t-\r ]|$)")  # what C's strtoull takes for a number
 _COUNTER_BYTES = 64  # of a value that are looked at
+_SMALL_SIZES = {b"%d" % size: size for size in range(min(SURELY_SMALL, 4096) + 1)}  # as numbers are mostly written
 
 _STORED, _NOT_STORED, _EXISTS, _NOT_FOUND = b"STORED\r\n", b"NOT_STORED\r\n", b"EXISTS\r\n", b"NOT_FOUND\r\n"
 _OK, _DELETED, _TOUCHED, _RESET = b"OK\r\n", b"DELETED\r\n", b"TOUCHED\r\n", b"RESET\r\n"
@@ -209,8 +210,7 @@ class Commands:
             _, key, flags, exptime, size, value = words
             if (
                 flags == exptime == b"0"
-                and size == b"%d" % len(value)
-                and len(value) <= SURELY_SMALL
+                and _SMALL_SIZES.get(size) == len(value)
                 and self._store.put(key, flags, size, value, NEVER)
             ):
                 return _STORED
