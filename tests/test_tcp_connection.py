@@ -997,6 +997,39 @@ def test_a_callback_that_raises_closes_its_connection_and_no_other(serve, thread
     assert f"test-127.0.0.1:{server.port}#1" in caplog.text
 
 
+def test_the_last_bytes_leave_in_the_turn_in_which_the_peers_end_is_read_and_are_told_of_all_the_same(serve):
+    recorder = Recorder()
+    server = serve(
+        0,
+        **recorder.settings(),
+        write_complete_callback=lambda c: recorder.events.append("complete"),
+        low_water_mark_callback=lambda c: recorder.events.append("low"),
+        high_water_mark=1024,
+    )
+    with server.connect() as client:
+        connection = recorder.wait_up()
+        while call_in_loop(server.loop, lambda: connection.output_size) < 1024:  # until the kernel takes no more
+            call_in_loop(server.loop, connection.send, bytes(65536))
+        recorder.events.clear()
+        is_held, may_go_on = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            is_held.set()
+            may_go_on.wait(PATIENCE_S)
+
+        server.loop.queue_in_loop(hold)
+        assert is_held.wait(PATIENCE_S)
+        client.shutdown(socket.SHUT_WR)
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while client.recv(MIB):  # so there is room for the rest
+                pass
+        may_go_on.set()
+        assert recorder.closed.wait(PATIENCE_S)
+    assert sorted(recorder.events[:2]) == ["complete", "low"]
+    assert recorder.events[2:] == ["down", "close"]
+
+
 @pytest.mark.parametrize("which", ["connection", "write_complete", "high_water_mark", "close"])
 def test_any_callback_that_raises_is_logged_with_the_connections_name(serve, which, caplog):
     def boom(connection: TcpConnection, *rest: object) -> None:

@@ -903,7 +903,10 @@ class TcpConnection(Flushable):
             return
         self.flush()
         if self._state == _CONNECTING or (self._unsent == 0 and (self.layer is None or self._fin_sent)):
-            self._handle_close()
+            if self.write_complete_callback is None and self.low_water_mark_callback is None:
+                self._handle_close()
+            else:
+                self.loop.post(self._handle_close, ())  # the last bytes may just have left: what is queued of it first
             return
         self._state = _DISCONNECTING
         self._reading = 0
