@@ -103,7 +103,8 @@ class Store:
     def put(self, key: bytes, flags: bytes, size: bytes, value: bytes, expires: float) -> bool:
         """Store a value of so many bytes; False if there can be no such key."""
         before = self._young.get(key)
-        answer = b"VALUE %b %b %b\r\n%b\r\nEND\r\n" % (key, flags, size, value)
+        # Joined, which costs half of what formatting would: a set is little more than this line.
+        answer = b"".join((b"VALUE ", key, b" ", flags, b" ", size, b"\r\n", value, b"\r\nEND\r\n"))
         count = len(answer)
         if before is not None and before[1] == expires == NEVER:  # most often nothing but the value is new
             self.bytes += count - len(before[0])
