@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import socket
 import threading
 from typing import Any
@@ -18,10 +19,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, reset
-from pymuduo import Buffer, TcpConnection
+from pymuduo import Buffer, EventLoop, TcpConnection, Timer
 
 SIZES = st.sampled_from([1, 2, 100, 4095, 4096, 70_000, 300_000])
+LARGE = 6_000_000  # more than the kernel takes
 MAX_CLIENTS = 4
+EXAMPLES = int(os.environ.get("PYMUDUO_EXAMPLES", "25"))
+HIGH, LOW = 100_000, 20_000  # water marks
+DRAIN_S = 10 * PATIENCE_S  # a server that stops outlives the test's patience, unless it is told to hurry
+NOISE = bytes(range(250, 0, -1))  # what the server sends
 RAISE = b"\xffraise"  # a message that makes the callback raise; no other message has such a byte
 
 
@@ -32,7 +38,10 @@ class Pair:
         self.number = number
         self.client: socket.socket | None = None
         self.connection: TcpConnection | None = None
-        self.events: list[str] = []  # appended to in the connection's loop
+        self.events: list[str] = []  # of its life; appended to in the connection's loop, as the next two are
+        self.marks: list[str] = []
+        self.completed: list[int] = []  # bytes sent so far, at each write-complete
+        self.sends = 0  # that may have been accepted
         self.server_received = bytearray()
         self.client_received = bytearray()
         self.client_sent = bytearray()
@@ -78,6 +87,44 @@ class Pair:
         received, must = bytes(self.client_received), bytes(self.must_arrive)
         assert (must + bytes(self.may_arrive)).startswith(received)
         assert self.events in (["up"], ["up", "down"], ["up", "down", "close"]), self.events
+        assert len(self.completed) <= self.sends, "a write-complete without a send"
+        marks = list(self.marks)
+        assert marks[:1] != ["low"], marks
+        assert ("low", "low") not in itertools.pairwise(marks), marks
+
+    def is_told_of_all(self) -> bool:
+        """Whether the last callbacks of the output have run; takes what is still on its way to the client."""
+        self.drain_client()
+        if self.is_broken or not self.must_arrive:
+            return True
+        return bool(self.completed) and self.completed[-1] >= len(self.must_arrive) and self.marks[-1:] != ["high"]
+
+
+class Alarm:
+    """A timer, and what the model knows of it."""
+
+    def __init__(self, loop: EventLoop, seconds: float, is_repeated: bool) -> None:
+        self.loop = loop
+        self.runs = 0
+        self.runs_at_most: int | None = None
+        self.is_repeated = is_repeated
+        self.timer: Timer = loop.run_every(seconds, self.ring) if is_repeated else loop.run_after(seconds, self.ring)
+
+    def ring(self) -> None:
+        self.runs += 1
+
+    def cancel(self) -> None:
+        self.timer.cancel()
+        call_in_loop(self.loop, lambda: None)
+        if self.runs_at_most is None:
+            self.runs_at_most = self.runs
+
+    def check(self) -> None:
+        """A timer runs once, or again and again; never when it has been cancelled."""
+        if self.runs_at_most is None:
+            eventually(lambda: self.runs >= 1 + 2 * self.is_repeated)
+        assert self.is_repeated or self.runs <= 1
+        assert self.runs_at_most is None or self.runs == self.runs_at_most
 
 
 class Machine(RuleBasedStateMachine):
@@ -91,16 +138,24 @@ class Machine(RuleBasedStateMachine):
         self.pairs: list[Pair] = []
         self.by_port: dict[int, Pair] = {}
         self.numbers = itertools.count(1)
+        self.alarms: list[Alarm] = []
+        self.has_stopped = False
         callbacks: dict[str, Any] = {
             "connection_callback": self.on_connection,
             "message_callback": self.on_message,
             "close_callback": self.on_close,
+            "write_complete_callback": self.on_write_complete,
+            "high_water_mark_callback": self.on_high_water_mark,
+            "low_water_mark_callback": self.on_low_water_mark,
+            "high_water_mark": HIGH,
+            "low_water_mark": LOW,
         }
         if self.half_open:
             callbacks["peer_shutdown_callback"] = self.on_peer_shutdown
         self.server = ServerThread(self.threads, **callbacks)
         for loop in {self.server.loop, *self.server.server.thread_pool.loops()}:
             loop.exception_handler = None
+        self.keeper = self.make_pair()  # nothing happens to it: so the loops live on in a server that stops
 
     # --- the server's callbacks ---
 
@@ -136,6 +191,22 @@ class Machine(RuleBasedStateMachine):
         pair.events.append("close")
         pair.closed.set()
 
+    def on_write_complete(self, connection: TcpConnection) -> None:
+        pair = self.pair_of(connection)
+        assert pair.events == ["up"], "a write-complete outside the life of its connection"
+        pair.completed.append(connection.bytes_sent)
+
+    def on_high_water_mark(self, connection: TcpConnection, unsent: int) -> None:
+        assert unsent >= HIGH
+        pair = self.pair_of(connection)
+        assert pair.events == ["up"], "a water mark outside the life of its connection"
+        pair.marks.append("high")
+
+    def on_low_water_mark(self, connection: TcpConnection) -> None:
+        pair = self.pair_of(connection)
+        assert pair.events == ["up"], "a water mark outside the life of its connection"
+        pair.marks.append("low")
+
     # --- what may happen ---
 
     def alive(self) -> list[Pair]:
@@ -147,18 +218,41 @@ class Machine(RuleBasedStateMachine):
 
     has_some = precondition(lambda self: bool(self.alive()))
 
-    @precondition(lambda self: len(self.alive()) < MAX_CLIENTS)
-    @rule()
-    def connect(self) -> None:
+    def make_pair(self) -> Pair:
         pair = Pair(next(self.numbers))
         pair.client = socket.socket()
+        if pair.number % 2:  # so that the kernel soon takes no more for it
+            pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         pair.client.settimeout(PATIENCE_S)
         pair.client.bind(("127.0.0.1", 0))
         self.by_port[pair.client.getsockname()[1]] = pair
         pair.client.connect(("127.0.0.1", self.server.port))
         pair.client.setblocking(False)
         eventually(lambda: pair.connection is not None)
-        self.pairs.append(pair)
+        return pair
+
+    @precondition(lambda self: len(self.alive()) < MAX_CLIENTS and not self.has_stopped)
+    @rule()
+    def connect(self) -> None:
+        self.pairs.append(self.make_pair())
+
+    @precondition(lambda self: len(self.pairs) >= MAX_CLIENTS and not self.has_stopped)
+    @rule()
+    def server_stops(self) -> None:
+        self.has_stopped = True
+        for pair in self.alive():
+            pair.is_ending = True
+        self.server.server.stop(DRAIN_S)
+
+    @rule(seconds=st.sampled_from([0.0, 0.001, 0.02]), is_repeated=st.booleans(), index=st.integers(0, 9))
+    def set_timer(self, seconds: float, is_repeated: bool, index: int) -> None:
+        loops = [self.server.loop, *self.server.server.thread_pool.loops()]
+        self.alarms.append(Alarm(loops[index % len(loops)], max(seconds, 0.001 * is_repeated), is_repeated))
+
+    @precondition(lambda self: bool(self.alarms))
+    @rule(index=st.integers(0, 9))
+    def cancel_timer(self, index: int) -> None:
+        self.alarms[index % len(self.alarms)].cancel()
 
     @has_some
     @rule(index=st.integers(0, 9), size=SIZES, pieces=st.integers(1, 5))
@@ -187,12 +281,17 @@ class Machine(RuleBasedStateMachine):
                 return
 
     @has_some
-    @rule(index=st.integers(0, 9), size=SIZES, how=st.sampled_from(["here", "in loop", "functor", "timer", "buffer"]))
+    @rule(
+        index=st.integers(0, 9),
+        size=SIZES | st.just(LARGE),
+        how=st.sampled_from(["here", "in loop", "functor", "timer", "buffer"]),
+    )
     def server_sends(self, index: int, size: int, how: str) -> None:
         pair = self.pick(index)
         connection = pair.connection
         assert connection is not None
-        data = bytes(itertools.islice(itertools.cycle(range(250, 0, -1)), size))
+        pair.sends += 1
+        data = (NOISE * (size // len(NOISE) + 1))[:size]
         if how == "here":
             pair.note_send(data, connection.send(data))
         elif how == "in loop":
@@ -313,6 +412,7 @@ class Machine(RuleBasedStateMachine):
         )
         if not pair.is_broken:
             assert pair.client_received.startswith(bytes(pair.must_arrive))
+        eventually(pair.is_told_of_all, "write-complete, or the low-water mark, never came")
 
     @invariant()
     def nothing_contradicts_the_model(self) -> None:
@@ -330,11 +430,13 @@ class Machine(RuleBasedStateMachine):
                     pair.connection.start_read()
                     eventually(lambda p=pair: p.server_received == p.client_sent)
                 pair.check()
+            for alarm in self.alarms:
+                alarm.check()
             self.server.close()
             for pair in self.pairs:
                 assert pair.events == ["up", "down", "close"], pair.events
         finally:
-            for pair in self.alive():
+            for pair in [*self.alive(), self.keeper]:
                 assert pair.client is not None
                 pair.client.close()
             self.server.server.stop(0)
@@ -347,7 +449,7 @@ def test_no_sequence_of_events_contradicts_the_model(threads, half_open):
     run_state_machine_as_test(
         kind,
         settings=settings(
-            max_examples=25,
+            max_examples=EXAMPLES,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
