@@ -10,6 +10,7 @@
 #   make soak MINUTES=10             churn, and whether memory, descriptors, threads or objects grow; draws soak.png
 #   make sanitize                    every test with the compiled modules under Address- and UndefinedBehaviorSanitizer
 #   make valgrind                    the tests under valgrind's memory checker
+#   make refleaks PYTHON=python3.11-dbg    every test several times over, and whether references are left behind
 #   make lint                        ruff and mypy --strict
 #   make package                     sdist and wheel into dist/, each installed and tried in a clean environment
 #   make clean                       remove everything that was built
@@ -24,10 +25,10 @@ PURE := .venv/$(TAG)-pure
 LINT := .venv/$(TAG)-lint
 SOURCES := pyproject.toml setup.py README.md LICENSE \
 	$(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name 'py.typed')
-PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --prefer-binary
 PYTEST ?= -m pytest
 
-.PHONY: demo test test-compiled test-pure test-poll bench bench-quick fuzz fuzz-ready soak sanitize valgrind lint package clean
+.PHONY: demo test test-compiled test-pure test-poll bench bench-quick fuzz fuzz-ready soak sanitize valgrind refleaks lint package clean
 
 demo: $(COMPILED)/installed
 	$(COMPILED)/bin/python benchmarks/demo.py
@@ -70,6 +71,7 @@ PRELOADED = $(foreach kind,$(subst $(comma), ,$(SANITIZER)),$(shell $(CC) -print
 sanitize:
 	test -d $(SANITIZED) || $(PYTHON) -m venv $(SANITIZED)
 	PYMUDUO_PURE=1 $(SANITIZED)/bin/python $(PIP_INSTALL) '.[test]'
+	$(call install_each,$(SANITIZED),test-native)
 	CFLAGS="$(FLAGS)" LDFLAGS="$(FLAGS)" $(SANITIZED)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps .
 	LD_PRELOAD="$(PRELOADED)" PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 		UBSAN_OPTIONS=print_stacktrace=1 PYMUDUO_EXPECT=compiled $(SANITIZED)/bin/python $(PYTEST) $(TESTS) \
@@ -79,6 +81,13 @@ sanitize:
 # The same question put to another checker, which needs no build of its own.
 valgrind: $(COMPILED)/installed
 	PYMUDUO_EXPECT=compiled $(COMPILED)/bin/python tests/native/under_valgrind.py $(ARGS)
+
+# References are counted by a debug build of the interpreter alone. Left out are the tests of programs and of what is
+# measured or built elsewhere.
+refleaks: $(COMPILED)/installed
+	PYTHONPATH=tests/native PYMUDUO_EXPECT=compiled $(COMPILED)/bin/python $(PYTEST) -p reference_leaks -o timeout=900 \
+		$(TESTS) --ignore=tests/examples --ignore=tests/integration --ignore=tests/test_cost.py --ignore=tests/test_docs.py \
+		--ignore=tests/test_package.py $(ARGS)
 
 bench: $(COMPILED)/bench
 	$(COMPILED)/bin/python benchmarks/bench.py --record $(ARGS)
@@ -104,24 +113,31 @@ $(COMPILED)/created $(PURE)/created $(LINT)/created: %/created:
 	$(PYTHON) -m venv $*
 	touch $@
 
+# Installs what an extra lists, one by one: $(call install_each,environment,extra,options). What this Python can't have
+# is left out, and who needs it says so: a test is skipped, a peer is reported absent.
+define install_each
+$(1)/bin/python -c 'import pathlib, tomllib; \
+	extras = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]["optional-dependencies"]; \
+	print(*extras["$(2)"], sep="\n")' > $(1)/$(2).txt
+while read -r requirement; do \
+	$(1)/bin/python $(PIP_INSTALL) $(3) "$$requirement" </dev/null || echo "left out: $$requirement"; \
+done < $(1)/$(2).txt
+endef
+
 $(COMPILED)/installed: $(COMPILED)/created $(SOURCES)
 	$(COMPILED)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps .
 	$(COMPILED)/bin/python $(PIP_INSTALL) '.[test]'
+	$(call install_each,$(COMPILED),test-native)
 	touch $@
 
-# The extra `bench`, one by one: what has no wheel for this Python is left out, and the report says that it is absent.
 $(COMPILED)/bench: $(COMPILED)/installed
-	$(COMPILED)/bin/python -c 'import tomllib; \
-		extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-		print(*extras["bench"], sep="\n")' > $@.txt
-	while read -r peer; do \
-		$(COMPILED)/bin/python $(PIP_INSTALL) --only-binary=:all: "$$peer" </dev/null || echo "left out: $$peer"; \
-	done < $@.txt
+	$(call install_each,$(COMPILED),bench,--only-binary=:all:)
 	touch $@
 
 $(PURE)/installed: $(PURE)/created $(SOURCES)
 	PYMUDUO_PURE=1 $(PURE)/bin/python $(PIP_INSTALL) --force-reinstall --no-deps .
 	PYMUDUO_PURE=1 $(PURE)/bin/python $(PIP_INSTALL) '.[test]'
+	$(call install_each,$(PURE),test-native)
 	touch $@
 
 fuzz-ready: $(PURE)/fuzz
@@ -132,6 +148,7 @@ $(PURE)/fuzz: $(PURE)/installed
 
 $(LINT)/installed: $(LINT)/created pyproject.toml
 	PYMUDUO_PURE=1 $(LINT)/bin/python $(PIP_INSTALL) '.[lint,test]'
+	$(call install_each,$(LINT),test-native)
 	# mypy and ruff read src/, not an installed copy.
 	$(LINT)/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes pymuduo
 	touch $@

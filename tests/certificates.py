@@ -6,8 +6,12 @@ import datetime
 import functools
 import ssl
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import trustme
+from conftest import imported
+
+if TYPE_CHECKING:
+    import trustme
 
 NAME = "localhost"
 TRUSTED = "the one that is trusted"
@@ -17,18 +21,17 @@ PAST = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
 @functools.cache
 def authority(name: str) -> trustme.CA:
     """Return the authority of that name."""
-    return trustme.CA(organization_name=name, key_type=trustme.KeyType.ECDSA)
+    maker = imported("trustme")  # whose cryptography has no wheels for some Pythons
+    ca: trustme.CA = maker.CA(organization_name=name, key_type=maker.KeyType.ECDSA)
+    return ca
 
 
 @functools.cache
 def certificate(*names: str, issuer: str = TRUSTED, is_expired: bool = False) -> trustme.LeafCert:
     """Return a certificate for *names*, with its key."""
-    if is_expired:
-        not_before, not_after = PAST, PAST + datetime.timedelta(days=1)
-        return authority(issuer).issue_cert(
-            *names, not_before=not_before, not_after=not_after, key_type=trustme.KeyType.ECDSA
-        )
-    return authority(issuer).issue_cert(*names, key_type=trustme.KeyType.ECDSA)
+    life: dict[str, Any] = {"not_before": PAST, "not_after": PAST + datetime.timedelta(days=1)} if is_expired else {}
+    kind = imported("trustme").KeyType.ECDSA
+    return authority(issuer).issue_cert(*names, key_type=kind, **life)
 
 
 def server_context(cert: trustme.LeafCert | None = None, *, asks_client: bool = False) -> ssl.SSLContext:

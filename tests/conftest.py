@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import shutil
 import socket
 import struct
+import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ from pymuduo import EventLoop, EventLoopThread, InetAddress, TcpServer
 T = TypeVar("T")
 
 CONSTRUCTOR_SETTINGS = ("reuse_port", "no_delay", "ssl_context", "listening", "acceptors", "unix_mode")
+IS_FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 PATIENCE_S = 20.0  # far more than anything here takes; a test that reaches it has failed
 
 
@@ -76,6 +80,16 @@ def installed(program: str, *folders: str) -> str:
             pytest.fail(f"{program} is not installed")
         pytest.skip(f"{program} is not installed")
     return path
+
+
+def imported(module: str) -> Any:
+    """Return a module that is not ours, and skip the test if this Python can't have it (see ``installed``)."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        if os.environ.get("PYMUDUO_ALL_CLIENTS"):
+            raise
+        pytest.skip(f"{module} is not installed", allow_module_level=True)
 
 
 def open_descriptors() -> set[int]:
@@ -177,6 +191,14 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def running_threads() -> set[threading.Thread]:
     """Return all threads but those of resolvers, which wait for the next question for a while."""
     return {thread for thread in threading.enumerate() if not thread.name.startswith("pymuduo-resolver")}
+
+
+@pytest.fixture(autouse=True)
+def free_threads() -> Iterator[None]:
+    """Fail a test after which a free-threaded interpreter has its GIL back: what came next would prove nothing."""
+    yield
+    if IS_FREE_THREADED:
+        assert not sys._is_gil_enabled(), "something that was imported has turned the GIL back on"  # type: ignore[attr-defined,unused-ignore]
 
 
 @pytest.fixture(autouse=True)

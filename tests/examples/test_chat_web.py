@@ -13,10 +13,10 @@ from types import TracebackType
 
 import pytest
 
-from conftest import PATIENCE_S, eventually, installed, receive_all
+from conftest import PATIENCE_S, eventually, imported, installed, receive_all
 from programs import Program, running
 
-pytest.importorskip("httptools", reason="the gateway reads HTTP with it")
+imported("httptools")  # the gateway reads HTTP with it
 
 
 class Browser:

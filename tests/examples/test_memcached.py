@@ -14,12 +14,11 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 
-import pylibmc
 import pytest
 from pymemcache.client.base import Client  # type: ignore[import-untyped]
 from pymemcache.exceptions import MemcacheServerError  # type: ignore[import-untyped]
 
-from conftest import PATIENCE_S, eventually, installed, receive_all, receive_exactly
+from conftest import IS_FREE_THREADED, PATIENCE_S, eventually, imported, installed, receive_all, receive_exactly
 from programs import EXAMPLES, Program, running
 
 sys.path.append(str(EXAMPLES / "memcached"))
@@ -135,7 +134,9 @@ def test_pymemcache_gets_what_it_has_set() -> None:
         assert client.get_many(list(values)) == {}
 
 
+@pytest.mark.skipif(IS_FREE_THREADED, reason="pylibmc turns the GIL back on")
 def test_pylibmc_gets_back_the_types_that_its_flags_tell() -> None:
+    pylibmc = imported("pylibmc")
     with running("memcached/server.py", "--threads", "2") as server:
         client = pylibmc.Client([f"127.0.0.1:{server.port}"], behaviors={"cas": True, "tcp_nodelay": True})
         values = {"text": "ä", "number": 2**40, "list": [1, {"a": None}], "bytes": b"\r\n\0", "bool": True}
