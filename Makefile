@@ -85,9 +85,10 @@ valgrind: $(COMPILED)/installed
 # References are counted by a debug build of the interpreter alone. Left out are the tests of programs and of what is
 # measured or built elsewhere.
 refleaks: $(COMPILED)/installed
+	$(COMPILED)/bin/python $(PYTEST) tests/native/test_reference_leaks.py
 	PYTHONPATH=tests/native PYMUDUO_EXPECT=compiled $(COMPILED)/bin/python $(PYTEST) -p reference_leaks -o timeout=900 \
-		$(TESTS) --ignore=tests/examples --ignore=tests/integration --ignore=tests/test_cost.py --ignore=tests/test_docs.py \
-		--ignore=tests/test_package.py $(ARGS)
+		$(TESTS) --ignore=tests/examples --ignore=tests/integration --ignore=tests/native --ignore=tests/test_cost.py \
+		--ignore=tests/test_docs.py --ignore=tests/test_package.py $(ARGS)
 
 bench: $(COMPILED)/bench
 	$(COMPILED)/bin/python benchmarks/bench.py --record $(ARGS)

@@ -485,6 +485,16 @@ def test_a_memoryview_of_it_is_read_only_and_shows_the_content() -> None:
 
 
 @exports_a_buffer
+def test_a_memoryview_of_it_leaves_no_reference_behind() -> None:
+    buf = Buffer(b"abc")
+    memoryview(buf).release()
+    before = sys.getrefcount(None)
+    for _ in range(1000):
+        memoryview(buf).release()
+    assert sys.getrefcount(None) - before < 500  # other threads come and go
+
+
+@exports_a_buffer
 def test_struct_reads_from_it() -> None:
     buf = Buffer()
     buf.append_int16(7)

@@ -13,7 +13,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM
 from libc.errno cimport EFAULT, EINVAL, ENOTSOCK, errno
 from libc.stdint cimport uint8_t, uint64_t
@@ -181,6 +181,7 @@ cdef class ReadableRegion:
         if flags & PyBUF_WRITABLE:
             view.obj = None
             raise BufferError("a Buffer exports its readable bytes read-only")
+        Py_DECREF(None)  # Cython's, which stands in view.obj until it is written over
         # The view's owner is the bytearray: it stays valid whatever becomes of this object.
         PyObject_GetBuffer(self._data, view, flags)
         view.buf = <char *>view.buf + self._begin

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import PATIENCE_S, eventually, installed, receive_all, receive_exactly, reset
+from conftest import IS_FREE_THREADED, PATIENCE_S, eventually, installed, receive_all, receive_exactly, reset
 from programs import Program, running
 
 PROGRAMS = ["filetransfer/download.py", "filetransfer/download2.py", "filetransfer/download3.py"]
@@ -182,7 +182,8 @@ def test_the_simple_one_keeps_the_whole_file_for_each_client(tmp_path: Path) -> 
         for peer in peers:
             receive_exactly(peer, size - 1)
             assert peer.recv(1) == b""
-        assert peak_bytes(server) - before < (count + 2) * size
+        copies = 2 * count if IS_FREE_THREADED else count  # whose allocator grows a block by copying it
+        assert peak_bytes(server) - before < (copies + 2) * size
 
 
 @pytest.mark.parametrize("path", PROGRAMS)
