@@ -39,7 +39,7 @@ class Client:
         watching: the keys that must not change before EXEC; is_dirty: one of them has.
         channels, patterns: what it listens to.
         wait: the list that it waits for, or None.
-        backlog: requests that have to wait, None while there is nothing to wait for.
+        backlog: requests that have to wait, because they came together with one that does.
         is_leaving: it has said QUIT.
     """
 
@@ -83,7 +83,7 @@ class Client:
         self.channels: dict[bytes, None] = {}
         self.patterns: dict[bytes, None] = {}
         self.wait: Wait | None = None
-        self.backlog: list[list[bytes]] | None = None
+        self.backlog: list[list[bytes]] = []
         self.speak(RESP2)
 
     @property

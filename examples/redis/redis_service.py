@@ -5,7 +5,9 @@ what makes the server fast, on one loop or several: a lock, a call into the libr
 many requests as a client pipelines. It also makes a transaction atomic.
 
 A client may have to wait before its next request is served: for a list (BLPOP), or until it has read what it was sent.
-Then what it has asked besides is its backlog, and when it goes on asking, it is not read from any more.
+What it asks meanwhile stays in its input buffer. Reading goes on, because who is read from is heard to leave, and then
+no element of a list goes to a client that is gone. Only who asks for a mebibyte ahead is not read from until it is its
+turn again; should it leave in that state, an element may still go to it, and be lost.
 """
 
 from __future__ import annotations
@@ -15,22 +17,27 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from pymuduo.codec import RespCodec
 from redis_blocking import Wait, WaitingRoom
 from redis_client import Client
 from redis_commands import Tables, lookup, refuse_arity
 from redis_pubsub import Hub
 from redis_replies import NOTHING, CommandError
 from redis_store import Store
+from redis_strings import MAX_STRING_BYTES
 from redis_transactions import Watches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pymuduo import EventLoop, TcpConnection, Timestamp
+    from pymuduo import Buffer, EventLoop, TcpConnection, Timestamp
     from pymuduo.codec import ProtocolError
 
 _LARGE_REPLY_BYTES = 4096  # is sent at once: a read may bring thousands of requests for a large value
+_MAX_REQUEST_BYTES = MAX_STRING_BYTES + 65_536
+_MAX_WORDS = 1 << 16
 _MAX_UNREAD_BYTES = 1 << 20
+_MAX_BYTES_AHEAD = 1 << 20
 _PATIENCE_S = 10.0
 
 
@@ -40,6 +47,8 @@ class Service:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
+        self.codec = RespCodec(batch_callback=self._on_requests, max_bytes=_MAX_REQUEST_BYTES, max_words=_MAX_WORDS)
+        self.codec.error_callback = self._on_protocol_error
         self.tables = Tables()
         self.store = Store()
         self.hub = Hub()
@@ -65,19 +74,6 @@ class Service:
             self.watches.leave(client)
             self.hub.leave(client)
 
-    def on_requests(self, connection: TcpConnection, requests: list[list[bytes]], receive_time: Timestamp) -> None:
-        """Serve what a read has brought."""
-        client: Client = connection.context
-        if client.backlog is None:
-            self._serve(client, requests)
-            return
-        client.backlog += requests
-        connection.stop_read()
-
-    def on_protocol_error(self, connection: TcpConnection, error: ProtocolError) -> None:
-        """Say why the connection ends."""
-        connection.send(b"-ERR Protocol error: %b\r\n" % str(error).encode())
-
     def sweep(self, loop: EventLoop) -> None:
         """Drop keys that have expired: some now, the rest in the iterations to come. Call it now and then."""
         with self._lock:
@@ -86,6 +82,12 @@ class Service:
             loop.queue_in_loop(self.sweep, loop)
 
     # --- private ---
+
+    def _on_requests(self, connection: TcpConnection, requests: list[list[bytes]], receive_time: Timestamp) -> None:
+        self._serve(connection.context, requests)
+
+    def _on_protocol_error(self, connection: TcpConnection, error: ProtocolError) -> None:
+        connection.send(b"-ERR Protocol error: %b\r\n" % str(error).encode())
 
     def _serve(self, client: Client, requests: list[list[bytes]]) -> None:
         replies: list[bytes] = []
@@ -112,31 +114,29 @@ class Service:
                 if (reply is NOTHING or len(reply) > _LARGE_REPLY_BYTES) and self._is_held_up(client, rest):
                     break
             client.replies = None
-            self.command_count += len(requests) - len(client.backlog or ())
+            self.command_count += len(requests) - len(client.backlog)
+            is_waiting = client.wait is not None  # if that is over a moment later, _go_on comes after this
         connection = client.connection
         connection.send(b"".join(replies))
         if client.is_leaving:
+            connection.message_callback = _drop
             connection.shutdown(within_s=_PATIENCE_S)
-        elif connection.output_size > _MAX_UNREAD_BYTES and client.backlog is None:
-            self._wait_for_reader(client, [])
+        elif is_waiting:
+            connection.message_callback = _leave_for_later
+        elif connection.output_size > _MAX_UNREAD_BYTES:
+            connection.message_callback = _leave_for_later
+            connection.write_complete_callback = self._on_write_complete
 
     def _is_held_up(self, client: Client, rest: Iterator[list[bytes]]) -> bool:
         """Look what to do after a reply that is none, or large: whether the other requests have to wait."""
-        if client.is_leaving or client.wait is not None:
-            client.backlog = list(rest)
-            return True
-        assert client.replies is not None
-        client.connection.send(b"".join(client.replies))
-        client.replies.clear()
-        if client.connection.output_size > _MAX_UNREAD_BYTES:
-            self._wait_for_reader(client, list(rest))
-            return True
-        return False
-
-    def _wait_for_reader(self, client: Client, backlog: list[list[bytes]]) -> None:
-        """Serve no more until the client has read what it was sent."""
-        client.backlog = backlog
-        client.connection.write_complete_callback = self._on_write_complete
+        if client.wait is None and not client.is_leaving:
+            assert client.replies is not None
+            client.connection.send(b"".join(client.replies))
+            client.replies.clear()
+            if client.connection.output_size <= _MAX_UNREAD_BYTES:
+                return False
+        client.backlog = list(rest)
+        return True
 
     def _on_write_complete(self, connection: TcpConnection) -> None:
         connection.write_complete_callback = None
@@ -153,9 +153,26 @@ class Service:
 
     def _go_on(self, client: Client) -> None:
         """Serve what a client has asked for while it had to wait; in its loop."""
-        if not client.connection.connected:
+        connection = client.connection
+        if not connection.connected:
             return
-        backlog, client.backlog = client.backlog, None
-        client.connection.start_read()
+        connection.message_callback = self.codec.on_message
+        connection.start_read()
+        backlog, client.backlog = client.backlog, []
         if backlog:
             self._serve(client, backlog)
+        # What has arrived meanwhile: for the codec, or for another callback if it has to wait again.
+        take = connection.message_callback
+        assert take is not None
+        take(connection, connection.input_buffer, connection.loop.poll_return_time)
+
+
+def _leave_for_later(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
+    """Take nothing from who has to wait: its message callback for that time."""
+    if len(buffer) > _MAX_BYTES_AHEAD:
+        connection.stop_read()
+
+
+def _drop(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
+    """Listen no more to who has said QUIT; what stayed unread would make a reset of our goodbye."""
+    buffer.retrieve_all()

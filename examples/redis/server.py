@@ -18,12 +18,8 @@ import argparse
 import logging
 
 from pymuduo import EventLoop, InetAddress, TcpServer
-from pymuduo.codec import RespCodec
 from redis_service import Service
-from redis_strings import MAX_STRING_BYTES
 
-_MAX_REQUEST_BYTES = MAX_STRING_BYTES + 65_536
-_MAX_WORDS = 1 << 16
 _SWEEP_S = 0.1
 
 
@@ -37,13 +33,11 @@ def main() -> None:
     with EventLoop() as loop:
         loop.quit_on_signals()
         service = Service()
-        codec = RespCodec(batch_callback=service.on_requests, max_bytes=_MAX_REQUEST_BYTES, max_words=_MAX_WORDS)
-        codec.error_callback = service.on_protocol_error
         loop.run_every(_SWEEP_S, service.sweep, loop)
         server = TcpServer(loop, InetAddress.loopback(options.port), "redis")
         server.thread_num = options.threads
         server.connection_callback = service.on_connection
-        server.message_callback = codec.on_message
+        server.message_callback = service.codec.on_message
         server.start()
         loop.run()
 

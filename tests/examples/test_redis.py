@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import select
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -247,6 +249,31 @@ def test_waiting_ends_with_its_time_and_with_the_connection() -> None:
         assert r.llen("l") == 1
 
 
+def test_who_leaves_while_waiting_swallows_nothing_whatever_it_has_asked_besides(server: Program) -> None:
+    with client(server) as r:
+        with server.connect() as leaver:
+            leaver.sendall(b"BLPOP l 0\r\n")
+            eventually(lambda: r.info("clients")["blocked_clients"] == 1)
+            leaver.sendall(b"PING\r\n" * (MEBIBYTE // 8))  # many reads, and below the limit
+        eventually(lambda: r.info("clients")["blocked_clients"] == 0)
+        assert r.rpush("l", "stays") == 1
+        assert r.llen("l") == 1
+
+
+def test_what_is_asked_behind_a_waiting_command_has_a_limit_and_is_answered_in_the_end() -> None:
+    request, reply = encode(b"ECHO", b"x" * 65_536), b"$65536\r\n%b\r\n" % (b"x" * 65_536)
+    with running("redis/server.py") as server, client(server) as r, server.connect() as waiter:
+        before = memory_bytes(server)
+        waiter.sendall(b"BLPOP l 0\r\n")
+        sent = send_until_nobody_reads(waiter, itertools.repeat(request, 64 * MEBIBYTE // len(request)))
+        assert sent < 64 * MEBIBYTE
+        assert memory_bytes(server) - before < 8 * MEBIBYTE
+        r.rpush("l", "x")
+        expected = b"*2\r\n$1\r\nl\r\n$1\r\nx\r\n"
+        assert receive_exactly(waiter, len(expected)) == expected
+        assert all(receive_exactly(waiter, len(reply)) == reply for _ in range(sent // len(request)))
+
+
 def test_what_comes_behind_a_waiting_command_is_answered_after_it() -> None:
     with running("redis/server.py", "--threads", "2") as server, client(server) as r, server.connect() as waiter:
         waiter.sendall(b"BLPOP l 0\r\n" + b"ECHO 1\r\n" * 1000)
@@ -314,6 +341,24 @@ def test_no_pattern_keeps_it_busy() -> None:
         assert r.keys("a*" * 500 + "b") == []
         assert r.keys("a*" * 500) == [b"a" * 1000]
         assert r.keys("[a-c" * 200) == []
+
+
+def encode(*words: bytes) -> bytes:
+    return b"*%d\r\n" % len(words) + b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+
+
+def send_until_nobody_reads(sock: socket.socket, requests: Iterator[bytes]) -> int:
+    """Send until the kernel's buffers have been full for a moment, or all is sent; return how many bytes went."""
+    sent = 0
+    rest = memoryview(b"")
+    while select.select([], [sock], [], 0.5)[1]:
+        rest = rest or memoryview(next(requests, b""))
+        if not rest:
+            break
+        count = sock.send(rest, socket.MSG_DONTWAIT)
+        rest = rest[count:]
+        sent += count
+    return sent
 
 
 def run_all(functions: list[Callable[[], object]]) -> None:

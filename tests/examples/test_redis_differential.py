@@ -356,6 +356,17 @@ def test_lists_go_to_those_who_wait_as_in_redis(pair: Pair) -> None:
         third.ask((b"set", b"y", b"v"), (b"blpop", b"x", b"y", b"0"), (b"multi",), (b"blpop", b"x", b"0"), (b"exec",))
 
 
+def test_who_leaves_while_waiting_swallows_nothing_there_either(pair: Pair) -> None:
+    with contextlib.closing(pair.another()) as other:
+        for waiter, pusher in ((pair.theirs, other.theirs), (pair.ours, other.ours)):
+            waiter.send(encode((b"blpop", b"x", b"0")))
+            wait_for_waiting(pusher, 1)
+            waiter.send(encode((b"ping",)) * 50_000)
+            waiter.close()
+            wait_for_waiting(pusher, 0)
+        assert other.ask((b"rpush", b"x", b"1"), (b"llen", b"x")) == [b":1\r\n", b":1\r\n"]
+
+
 @pytest.mark.parametrize(
     "garbage",
     [
