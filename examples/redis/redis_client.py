@@ -35,6 +35,7 @@ class Client:
         commands: what it may say at this moment, by name: one of the service's tables.
         dialect: the version of the protocol; null: its "nothing", which the most frequent command needs.
         replies: those of the requests that are being served now; None while it is not this client's turn.
+        outbox: what clients on other loops have given it, and its own loop has yet to send.
         queue: what it has said since MULTI, None outside; has_failed: something of it was wrong.
         watching: the keys that must not change before EXEC; is_dirty: one of them has.
         channels, patterns: what it listens to.
@@ -58,6 +59,7 @@ class Client:
         "name",
         "null",
         "number",
+        "outbox",
         "patterns",
         "queue",
         "replies",
@@ -76,6 +78,7 @@ class Client:
         self.name = b""
         self.facts: dict[bytes, bytes] = {}
         self.replies: list[bytes] | None = None
+        self.outbox: list[bytes] = []
         self.queue: list[list[bytes]] | None = None
         self._queued_bytes = 0
         self.has_failed = self.is_dirty = self.is_executing = self.is_leaving = False
@@ -107,12 +110,28 @@ class Client:
         else:
             self.commands = tables.normal
 
-    def deliver(self, data: bytes) -> None:
-        """Send what it has not asked for; what it has asked for before comes first."""
+    def deliver(self, data: bytes) -> bool:
+        """Send what it has not asked for; what it has asked for before comes first. False if it has left.
+
+        It leaves in the order of the lock, like all that a client is sent. So what comes from another loop's thread is
+        not handed to the connection there: replies to requests that are served afterwards would overtake it.
+        """
         if self.replies is not None:
             self.replies.append(data)
+        elif self.outbox:
+            self.outbox.append(data)
+        elif not self.connection.loop.is_in_loop_thread():
+            self.outbox.append(data)
+            # It is up while the server knows it, so its loop is open: its end has to come here first.
+            self.connection.loop.queue_in_loop(self.service.send_outbox, self)
         else:
-            self.connection.send(data)
+            return self.connection.send(data)
+        return True
+
+    def take_outbox(self) -> list[bytes]:
+        """Empty the outbox into a new list."""
+        outbox, self.outbox = self.outbox, []
+        return outbox
 
     # --- transactions ---
 

@@ -1,8 +1,8 @@
 """Publish and subscribe.
 
-A message is encoded once for each version of the protocol and handed to the connections of all who listen; they may
-live on any loop, and ``send`` may be called from any thread. Who listens and does not read is cut off: to leave out
-messages would let it stay and misunderstand.
+A message is encoded once for each version of the protocol and delivered to all who listen, on whatever loop they live
+(see ``Client.deliver``). Who listens and does not read is cut off: to leave out messages would let it stay and
+misunderstand.
 """
 
 from __future__ import annotations

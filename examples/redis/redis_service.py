@@ -74,6 +74,12 @@ class Service:
             self.watches.leave(client)
             self.hub.leave(client)
 
+    def send_outbox(self, client: Client) -> None:
+        """Send what clients on other loops have given to one; in its loop."""
+        with self._lock:
+            data = b"".join(client.take_outbox())
+        client.connection.send(data)
+
     def sweep(self, loop: EventLoop) -> None:
         """Drop keys that have expired: some now, the rest in the iterations to come. Call it now and then."""
         with self._lock:
@@ -90,12 +96,11 @@ class Service:
         connection.send(b"-ERR Protocol error: %b\r\n" % str(error).encode())
 
     def _serve(self, client: Client, requests: list[list[bytes]]) -> None:
-        replies: list[bytes] = []
-        append = replies.append
         rest = iter(requests)
         ready = self.waiting_room.ready
         with self._lock:
-            client.replies = replies
+            replies = client.replies = client.take_outbox()
+            append = replies.append
             for request in rest:
                 try:
                     handler, least, is_open = client.commands[request[0]]

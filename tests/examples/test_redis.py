@@ -200,6 +200,25 @@ def test_messages_reach_all_who_listen_in_order(server: Program, protocol: int) 
         eventually(lambda: r.pubsub_channels() == [] and r.pubsub_numpat() == 0)
 
 
+def test_no_message_comes_after_the_word_that_there_will_be_none(server: Program) -> None:
+    batch = b"PUBLISH news begin\r\n" + b"LREM long 0 nosuch\r\n" * 200 + b"PUBLISH news end\r\n"
+    with client(server) as r:
+        r.rpush("long", *range(5000))
+    # Two that connect one after the other are on two loops, if there are two.
+    with server.connect() as publisher, server.connect() as listener, listener.makefile("rb") as replies:
+        for _ in range(3):
+            listener.sendall(b"SUBSCRIBE news\r\n")
+            assert [replies.readline() for _ in range(6)][-1] == b":1\r\n"
+            publisher.sendall(batch)
+            while replies.readline() != b"begin\r\n":
+                pass
+            listener.sendall(b"UNSUBSCRIBE news\r\n")
+            while replies.readline() != b":0\r\n":
+                pass
+            listener.sendall(b"GET nosuch\r\n")
+            assert replies.readline() == b"$-1\r\n"
+
+
 def test_a_walk_finds_all_keys_that_stay_while_others_come_and_go() -> None:
     with running("redis/server.py") as server, client(server, decode_responses=True) as r:
         names = [f"stays {n}" for n in range(500)]
