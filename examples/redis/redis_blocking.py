@@ -2,7 +2,9 @@
 
 What is pushed goes to those who wait when the command that pushed it is over (a whole transaction, if it was one), to
 who has waited longest first. The client that waits may live on another loop than the one that pushes: its answer is
-sent from here, and its own loop then goes on with what it has asked for meanwhile.
+delivered from here, and its own loop then goes on with what it has asked for meanwhile. An element is taken when its
+answer is on its way: one that has left by then gets nothing. (Who leaves later may take an element along; the protocol
+has no word for having got it.)
 """
 
 from __future__ import annotations
@@ -83,30 +85,21 @@ class WaitingRoom:
         """Give those who wait what there is."""
         while self.ready:
             key = self.ready.pop(0)
-            while (line := self._lines.get(key)) and (reply := _take_for_first(self._store, key, line)):
-                client = next(iter(line))
-                self.leave(client)
-                client.deliver(reply)
-                # While it waits it is up, so its loop is open: its end has to come here first.
-                client.connection.loop.queue_in_loop(self._go_on, client)
+            while (line := self._lines.get(key)) and self._give(key, next(iter(line))):
+                pass
 
-
-def _take_for_first(store: Store, key: bytes, line: dict[Client, None]) -> bytes | None:
-    """Take from a list for the first in line, and return the reply; None if there is no such list."""
-    value = store.values.get(key) if store.has(key) else None
-    client = next(iter(line))
-    if type(value) is not deque or client.wait is None:
-        return None
-    return _taken(store, key, value, is_left=client.wait.is_left)
-
-
-def _taken(store: Store, key: bytes, value: deque[bytes], *, is_left: bool) -> bytes:
-    element = value.popleft() if is_left else value.pop()
-    if not value:
-        store.delete(key)
-    else:
-        store.touch(key)
-    return bulks([key, element])
+    def _give(self, key: bytes, client: Client) -> bool:
+        """Let the first in a line have what it waits for; False if there is no such list."""
+        store, wait = self._store, client.wait
+        value = store.values.get(key) if store.has(key) else None
+        if type(value) is not deque or wait is None:
+            return False
+        self.leave(client)
+        if client.deliver(bulks([key, value[0 if wait.is_left else -1]])):
+            _drop_taken(store, key, value, is_left=wait.is_left)
+            client.connection.loop.queue_in_loop(self._go_on, client)
+        # Else it has left a moment ago, and the next in line gets it.
+        return True
 
 
 def blpop(client: Client, request: list[bytes]) -> bytes:
@@ -124,11 +117,21 @@ def _pop(client: Client, request: list[bytes], *, is_left: bool) -> bytes:
     for key in request[1:-1]:
         value = client.store.find(key, deque)
         if value is not None:
-            return _taken(client.store, key, value, is_left=is_left)
+            reply = bulks([key, value[0 if is_left else -1]])
+            _drop_taken(client.store, key, value, is_left=is_left)
+            return reply
     if client.is_executing:
         return client.dialect.null_array
     client.service.waiting_room.enter(client, Wait(request[1:-1], is_left), timeout_s)
     return NOTHING
+
+
+def _drop_taken(store: Store, key: bytes, value: deque[bytes], *, is_left: bool) -> None:
+    if is_left:
+        value.popleft()
+    else:
+        value.pop()
+    store.shrink(key, value)
 
 
 def _timeout_of(text: bytes) -> float:

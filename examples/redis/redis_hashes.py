@@ -56,10 +56,8 @@ def hdel(client: Client, request: list[bytes]) -> bytes:
     if fields is None:
         return ZERO
     count = sum(fields.pop(name, None) is not None for name in names)
-    if not fields:
-        client.store.delete(key)
-    elif count:
-        client.store.touch(key)
+    if count:
+        client.store.shrink(key, fields)
     return integer(count)
 
 

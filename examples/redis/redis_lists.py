@@ -65,10 +65,7 @@ def _pop(client: Client, request: list[bytes], *, is_left: bool) -> bytes:
         return EMPTY_ARRAY
     take = value.popleft if is_left else value.pop
     taken = [take() for _ in range(min(count, len(value)))]
-    if not value:
-        client.store.delete(request[1])
-    else:
-        client.store.touch(request[1])
+    client.store.shrink(request[1], value)
     return bulks(taken) if has_count else bulk(taken[0])
 
 
@@ -127,10 +124,7 @@ def ltrim(client: Client, request: list[bytes]) -> bytes:
         value.pop()
     for _ in range(min(begin, len(value))):
         value.popleft()
-    if not value:
-        client.store.delete(key)
-    else:
-        client.store.touch(key)
+    client.store.shrink(key, value)
     return OK
 
 
@@ -152,8 +146,5 @@ def lrem(client: Client, request: list[bytes]) -> bytes:
     if removed:
         value.clear()
         value.extend(reversed(kept) if count < 0 else kept)
-        if not value:
-            client.store.delete(key)
-        else:
-            client.store.touch(key)
+        client.store.shrink(key, value)
     return integer(removed)

@@ -25,10 +25,8 @@ def srem(client: Client, request: list[bytes]) -> bytes:
     if value is None:
         return ZERO
     count = sum(map(value.discard, members))
-    if not value:
-        client.store.delete(key)
-    elif count:
-        client.store.touch(key)
+    if count:
+        client.store.shrink(key, value)
     return integer(count)
 
 
@@ -89,8 +87,6 @@ def spop(client: Client, request: list[bytes]) -> bytes:
     while value and len(taken) < count:
         taken.append(value.draw())
         value.discard(taken[-1])
-    if not value:
-        client.store.delete(request[1])
-    elif taken:
-        client.store.touch(request[1])
+    if taken:
+        client.store.shrink(request[1], value)
     return client.dialect.members(taken) if has_count else bulk(taken[0])

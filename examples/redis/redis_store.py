@@ -1,7 +1,7 @@
 """The keyspace: what is stored under which key, until when, and who wants to know of changes.
 
 A string is ``bytes``, a hash a ``dict``, a list a ``deque``, a set ``Members``. A list, hash or set that has become
-empty is gone; each handler that takes from one says so with ``delete``.
+empty is gone: each handler that takes from one calls ``shrink``.
 
 A key that has expired is dropped when somebody asks for it (``find`` and ``has`` see to that), and a timer drops those
 for which nobody asks. The heap has the moments in order; moments that no longer hold stay in it until they come up, or
@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sized
 from typing import TypeVar
 
 from redis_members import Members
@@ -140,6 +140,13 @@ class Store:
         """Tell who wants to know that what is under *key* has changed."""
         if key in self.watched:
             self.changed_callback(key)
+
+    def shrink(self, key: bytes, value: Sized) -> None:
+        """Tell that something was taken out of *value*, which is under *key*; what is empty now is dropped."""
+        if value:
+            self.touch(key)
+        else:
+            self.delete(key)
 
     def delete(self, key: bytes) -> bool:
         """Drop a key; False if there is none."""
