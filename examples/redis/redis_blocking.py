@@ -1,4 +1,4 @@
-"""BLPOP and BRPOP: clients that wait for a list to have something.
+"""BLPOP, BLMOVE and the like: clients that wait for a list to have something.
 
 What is pushed goes to those who wait when the command that pushed it is over (a whole transaction, if it was one), to
 who has waited longest first. The client that waits may live on another loop than the one that pushes: its answer is
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from redis_client import Client
-from redis_replies import NOTHING, CommandError, bulks
+from redis_lists import End, end_of, take
+from redis_replies import NOTHING, CommandError, WrongTypeError, bulk, bulks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,11 +30,16 @@ _MAX_DIGITS = 32
 
 @dataclass(eq=False)
 class Wait:
-    """What a client waits for. The timer is None if it waits for ever."""
+    """What a client waits for, and to which list it goes besides. The timer is None if it waits for ever."""
 
     keys: list[bytes]
     is_left: bool
+    target: End | None = None
     timer: Timer | None = None
+
+    def reply(self, key: bytes, element: bytes) -> bytes:
+        """Return the answer, now that there is an element."""
+        return bulks([key, element]) if self.target is None else bulk(element)
 
 
 class WaitingRoom:
@@ -95,43 +101,49 @@ class WaitingRoom:
         if type(value) is not deque or wait is None:
             return False
         self.leave(client)
-        if client.deliver(bulks([key, value[0 if wait.is_left else -1]])):
-            _drop_taken(store, key, value, is_left=wait.is_left)
-            client.connection.loop.queue_in_loop(self._go_on, client)
-        # Else it has left a moment ago, and the next in line gets it.
+        if wait.target is not None and store.type_name(wait.target.key) not in {"none", "list"}:
+            client.deliver(WrongTypeError().reply)
+        elif client.deliver(wait.reply(key, value[0 if wait.is_left else -1])):
+            take(store, key, value, is_left=wait.is_left, target=wait.target)
+        else:
+            return True  # it has left a moment ago: the next in line gets the element
+        client.connection.loop.queue_in_loop(self._go_on, client)
         return True
 
 
 def blpop(client: Client, request: list[bytes]) -> bytes:
     """Take the first element of the first list that has one, or wait for one."""
-    return _pop(client, request, is_left=True)
+    return _pop(client, Wait(request[1:-1], True), request[-1])
 
 
 def brpop(client: Client, request: list[bytes]) -> bytes:
     """Take the last element of the first list that has one, or wait for one."""
-    return _pop(client, request, is_left=False)
+    return _pop(client, Wait(request[1:-1], False), request[-1])
 
 
-def _pop(client: Client, request: list[bytes], *, is_left: bool) -> bytes:
-    timeout_s = _timeout_of(request[-1])
-    for key in request[1:-1]:
+def blmove(client: Client, request: list[bytes]) -> bytes:
+    """Take an element from one end of a list to one end of another, or wait for one."""
+    _, key, target, one, other, timeout = request
+    source = end_of(key, one)
+    return _pop(client, Wait([key], source.is_left, end_of(target, other)), timeout)
+
+
+def brpoplpush(client: Client, request: list[bytes]) -> bytes:
+    """Take the last element of a list to the front of another, or wait for one."""
+    _, key, target, timeout = request
+    return _pop(client, Wait([key], False, End(target, True)), timeout)
+
+
+def _pop(client: Client, wait: Wait, timeout: bytes) -> bytes:
+    timeout_s = _timeout_of(timeout)
+    for key in wait.keys:
         value = client.store.find(key, deque)
         if value is not None:
-            reply = bulks([key, value[0 if is_left else -1]])
-            _drop_taken(client.store, key, value, is_left=is_left)
-            return reply
+            return wait.reply(key, take(client.store, key, value, is_left=wait.is_left, target=wait.target))
     if client.is_executing:
-        return client.dialect.null_array
-    client.service.waiting_room.enter(client, Wait(request[1:-1], is_left), timeout_s)
+        return client.dialect.null_array if wait.target is None else client.null
+    client.service.waiting_room.enter(client, wait, timeout_s)
     return NOTHING
-
-
-def _drop_taken(store: Store, key: bytes, value: deque[bytes], *, is_left: bool) -> None:
-    if is_left:
-        value.popleft()
-    else:
-        value.pop()
-    store.shrink(key, value)
 
 
 def _timeout_of(text: bytes) -> float:

@@ -7,12 +7,14 @@ import time
 
 from redis_client import Client
 from redis_glob import matcher
+from redis_keys import check_database
 from redis_replies import (
     NOTHING,
     OK,
     PONG,
     RESP2,
     RESP3,
+    BadSyntaxError,
     CommandError,
     array,
     bulk,
@@ -23,6 +25,7 @@ from redis_replies import (
 )
 
 VERSION = b"7.0.0"  # whose behaviour this server has; client libraries decide by it what they may use
+_CLIENT_TYPES = {b"normal", b"pubsub", b"master", b"replica", b"slave"}
 _SETTINGS = {b"save": b"", b"appendonly": b"no", b"databases": b"1", b"maxmemory": b"0"}
 
 
@@ -42,8 +45,7 @@ def echo(client: Client, request: list[bytes]) -> bytes:
 
 def select(client: Client, request: list[bytes]) -> bytes:
     """Choose a database; there is one."""
-    if integer_of(request[1]) != 0:
-        raise CommandError("ERR DB index is out of range")
+    check_database(request[1])
     return OK
 
 
@@ -124,7 +126,24 @@ def client_id(client: Client, request: list[bytes]) -> bytes:
 
 def client_info(client: Client, request: list[bytes]) -> bytes:
     """Tell about this connection."""
-    return bulk(_description(client) + b"\n")
+    return client.dialect.verbatim(_description(client))
+
+
+def client_list(client: Client, request: list[bytes]) -> bytes:
+    """Tell about all connections, or about those of a type, or with certain numbers."""
+    words = request[2:]
+    chosen = list(client.service.clients.values())
+    if len(words) == 2 and words[0].upper() == b"TYPE":
+        kind = words[1].lower()
+        if kind not in _CLIENT_TYPES:
+            raise CommandError(f"ERR Unknown client type '{text_of(words[1])}'")
+        chosen = [one for one in chosen if kind == (b"pubsub" if one.subscription_count else b"normal")]
+    elif len(words) > 1 and words[0].upper() == b"ID":
+        numbers = [integer_of(word, "ERR Invalid client ID") for word in words[1:]]
+        chosen = [one for number in numbers if (one := client.service.clients.get(number)) is not None]
+    elif words:
+        raise BadSyntaxError
+    return client.dialect.verbatim(b"".join(map(_description, chosen)))
 
 
 def _checked_name(name: bytes) -> bytes:
@@ -135,21 +154,22 @@ def _checked_name(name: bytes) -> bytes:
 
 def _description(client: Client) -> bytes:
     connection = client.connection
+    flags = {"P": client.subscription_count, "x": client.queue is not None, "b": client.wait is not None}
     facts = {
         "id": client.number,
         "addr": connection.peer_address,
         "laddr": connection.local_address,
         "name": client.name.decode(),
+        "flags": "".join(flag for flag, is_set in flags.items() if is_set) or "N",
         "db": 0,
         "sub": len(client.channels),
         "psub": len(client.patterns),
         "multi": -1 if client.queue is None else len(client.queue),
-        "cmd": "client|info",
         "resp": client.dialect.version,
         "lib-name": client.facts.get(b"lib-name", b"").decode(),
         "lib-ver": client.facts.get(b"lib-ver", b"").decode(),
     }
-    return " ".join(f"{name}={fact}" for name, fact in facts.items()).encode()
+    return " ".join(f"{name}={fact}" for name, fact in facts.items()).encode() + b"\n"
 
 
 def config_get(client: Client, request: list[bytes]) -> bytes:
@@ -157,6 +177,12 @@ def config_get(client: Client, request: list[bytes]) -> bytes:
     fits = [matcher(pattern.lower()).fullmatch for pattern in request[2:]]
     found = {name: bulk(value) for name, value in _SETTINGS.items() if any(fit(name) for fit in fits)}
     return client.dialect.mapping(found)
+
+
+def time_(client: Client, request: list[bytes]) -> bytes:
+    """Get the time of day: seconds since 1970, and microseconds."""
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    return bulks([b"%d" % seconds, b"%d" % microseconds])
 
 
 def info(client: Client, request: list[bytes]) -> bytes:
@@ -170,7 +196,7 @@ def info(client: Client, request: list[bytes]) -> bytes:
             "process_id": os.getpid(),
             "uptime_in_seconds": int(time.monotonic() - service.began),
         },
-        "Clients": {"connected_clients": service.client_count, "blocked_clients": service.waiting_room.client_count},
+        "Clients": {"connected_clients": len(service.clients), "blocked_clients": service.waiting_room.client_count},
         "Stats": {
             "total_connections_received": service.connection_count,
             "total_commands_processed": service.command_count,
@@ -186,4 +212,4 @@ def info(client: Client, request: list[bytes]) -> bytes:
         f"# {name}\r\n" + "".join(f"{fact}:{value}\r\n" for fact, value in facts.items())
         for name, facts in chosen.items()
     ]
-    return bulk("\r\n".join(texts).encode())
+    return client.dialect.verbatim("\r\n".join(texts).encode())

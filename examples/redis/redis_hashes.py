@@ -4,18 +4,48 @@ from __future__ import annotations
 
 from redis_client import Client
 from redis_floats import fraction_of, text_of_sum
-from redis_replies import ONE, ZERO, CommandError, array_of_any, bulk, bulks, integer, integer_of, sum_of
+from redis_members import drawn
+from redis_replies import (
+    EMPTY_ARRAY,
+    MAX_INTEGER,
+    OK,
+    ONE,
+    RESP2,
+    ZERO,
+    BadSyntaxError,
+    CommandError,
+    array,
+    array_of_any,
+    bulk,
+    bulks,
+    integer,
+    integer_of,
+    signed_count_of,
+    sum_of,
+    text_of,
+)
+from redis_scan import cursor_of, stage, walk_of
 
 
 def hset(client: Client, request: list[bytes]) -> bytes:
     """Set fields of a hash."""
+    return integer(_set(client, request))
+
+
+def hmset(client: Client, request: list[bytes]) -> bytes:
+    """Set fields of a hash, and do not tell how many are new."""
+    _set(client, request)
+    return OK
+
+
+def _set(client: Client, request: list[bytes]) -> int:
     if len(request) % 2:
-        raise CommandError("ERR wrong number of arguments for 'hset' command")
+        raise CommandError(f"ERR wrong number of arguments for '{text_of(request[0].lower())}' command")
     fields = client.store.find_or_make(request[1], dict)
     before = len(fields)
     fields.update(zip(request[2::2], request[3::2], strict=True))
     client.store.touch(request[1])
-    return integer(len(fields) - before)
+    return len(fields) - before
 
 
 def hsetnx(client: Client, request: list[bytes]) -> bytes:
@@ -86,6 +116,42 @@ def hvals(client: Client, request: list[bytes]) -> bytes:
     """Get the values of all fields."""
     fields = client.store.find(request[1], dict) or {}
     return bulks(fields.values())
+
+
+def hscan(client: Client, request: list[bytes]) -> bytes:
+    """Get the fields that match a pattern, and their values.
+
+    All at once, as Redis does with a small hash: a dict can't be entered in the middle.
+    """
+    _, key, place, *words = request
+    cursor_of(place)
+    fields = client.store.find(key, dict)
+    if fields is None:
+        return stage(0, ())
+    fits = walk_of(words).fits
+    return stage(0, [part for field, value in fields.items() if fits(field) for part in (field, value)])
+
+
+def hrandfield(client: Client, request: list[bytes]) -> bytes:
+    """Get fields by chance: so many, distinct ones unless the number is negative; with their values, if need be."""
+    has_count, has_values = len(request) > 2, len(request) > 3
+    count = signed_count_of(request[2]) if has_count else 1
+    if len(request) > 4 or (has_values and request[3].upper() != b"WITHVALUES"):
+        raise BadSyntaxError
+    if has_values and abs(count) > MAX_INTEGER // 2:
+        raise CommandError("ERR value is out of range")
+    fields = client.store.find(request[1], dict)
+    if fields is None:
+        return EMPTY_ARRAY if has_count else client.null
+    names = drawn(list(fields), count)
+    if not has_count:
+        return bulk(names[0])
+    if not has_values:
+        return array_of_any(map(bulk, names))
+    pairs = ((bulk(name), bulk(fields[name])) for name in names)
+    if client.dialect is RESP2:
+        return array_of_any(part for pair in pairs for part in pair)
+    return array_of_any(map(array, pairs))
 
 
 def hincrby(client: Client, request: list[bytes]) -> bytes:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from redis_client import Client
 from redis_glob import matcher
-from redis_replies import OK, ONE, ZERO, BadSyntaxError, CommandError, array, bulk, bulks, integer, integer_of, text_of
+from redis_replies import (
+    MAX_INTEGER,
+    MIN_INTEGER,
+    OK,
+    ONE,
+    ZERO,
+    BadSyntaxError,
+    CommandError,
+    bulk,
+    bulks,
+    integer,
+    integer_of,
+    text_of,
+)
+from redis_scan import cursor_of, stage, walk_of
 from redis_store import now_ms
 
-_MIN_INTEGER, _MAX_INTEGER = -(1 << 63), (1 << 63) - 1
-_MAX_DIGITS = 20
-_SCAN_COUNT = 10
 _CONDITIONS = {b"NX", b"XX", b"GT", b"LT"}
 
 
@@ -36,25 +47,15 @@ def keys(client: Client, request: list[bytes]) -> bytes:
 
 def scan(client: Client, request: list[bytes]) -> bytes:
     """Walk over the keys, some at a time."""
-    _, number, *words = request
-    if not number.isdigit() or len(number) > _MAX_DIGITS:
-        raise CommandError("ERR invalid cursor")
-    options: dict[bytes, bytes] = {}
-    for at in range(0, len(words), 2):
-        option = words[at].upper()
-        if option not in {b"MATCH", b"COUNT", b"TYPE"} or at + 1 == len(words):
-            raise BadSyntaxError
-        options[option] = words[at + 1]
-        if option == b"COUNT" and integer_of(options[option]) < 1:
-            raise BadSyntaxError
-    cursor, found = client.store.scan(int(number), integer_of(options.get(b"COUNT", b"%d" % _SCAN_COUNT)))
-    if b"MATCH" in options:
-        fits = matcher(options[b"MATCH"]).fullmatch
-        found = [key for key in found if fits(key)]
-    if b"TYPE" in options:
-        wanted = options[b"TYPE"].lower()
-        found = [key for key in found if client.store.type_name(key).encode() == wanted]
-    return array([bulk(b"%d" % cursor), bulks(found)])
+    _, place, *words = request
+    store = client.store
+    cursor = cursor_of(place)
+    walk = walk_of(words, has_types=True)
+    cursor, found = store.scan(cursor, walk.size)
+    found = [key for key in found if walk.fits(key)]
+    if walk.type_name is not None:
+        found = [key for key in found if store.type_name(key) == walk.type_name]
+    return stage(cursor, found)
 
 
 def rename(client: Client, request: list[bytes]) -> bytes:
@@ -73,6 +74,32 @@ def renamenx(client: Client, request: list[bytes]) -> bytes:
         return ZERO
     rename(client, request)
     return ONE
+
+
+def copy(client: Client, request: list[bytes]) -> bytes:
+    """Copy a key; over another one, if that may be replaced."""
+    _, key, new_key, *words = request
+    may_replace = False
+    rest = iter(words)
+    for word in rest:
+        if word.upper() == b"REPLACE":
+            may_replace = True
+        elif word.upper() == b"DB" and (number := next(rest, None)) is not None:
+            check_database(number)
+        else:
+            raise BadSyntaxError
+    if key == new_key:
+        raise CommandError("ERR source and destination objects are the same")
+    if not client.store.has(key) or (client.store.has(new_key) and not may_replace):
+        return ZERO
+    client.store.copy(key, new_key)
+    return ONE
+
+
+def check_database(number: bytes) -> None:
+    """Refuse every database but the one that there is."""
+    if integer_of(number) != 0:
+        raise CommandError("ERR DB index is out of range")
 
 
 def dbsize(client: Client, request: list[bytes]) -> bytes:
@@ -121,7 +148,7 @@ def _expire(client: Client, request: list[bytes], unit_ms: int, *, is_relative: 
     name, key, number, *words = request
     conditions = _conditions(words)
     moment = integer_of(number) * unit_ms
-    if not _MIN_INTEGER <= moment <= _MAX_INTEGER - (now_ms() if is_relative else 0):
+    if not MIN_INTEGER <= moment <= MAX_INTEGER - (now_ms() if is_relative else 0):
         raise CommandError(f"ERR invalid expire time in '{text_of(name.lower())}' command")
     if is_relative:
         moment += now_ms()

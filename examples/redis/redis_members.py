@@ -7,7 +7,11 @@ one's place in the list beside it; who leaves is replaced by the last.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, KeysView
+from collections.abc import Iterable, Iterator, KeysView, Sequence
+
+from redis_replies import TOO_LONG, CommandError
+
+_MAX_REPEATED = 1_000_000  # all others wait meanwhile
 
 
 class Members:
@@ -52,6 +56,10 @@ class Members:
             self._places[last] = place
         return True
 
+    def copy(self) -> Members:
+        """Return another set with the same members."""
+        return Members(self._order)
+
     def clear(self) -> None:
         """Let all go."""
         self._order.clear()
@@ -60,6 +68,10 @@ class Members:
     def draw(self) -> bytes:
         """Return one by chance, which stays; there must be one."""
         return random.choice(self._order)  # noqa: S311
+
+    def draw_some(self, count: int) -> list[bytes]:
+        """Return *count* of them by chance; see ``drawn``."""
+        return drawn(self._order, count)
 
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """Return the next cursor, 0 at the end, and the members between; begin with 0.
@@ -70,3 +82,16 @@ class Members:
         end = min(cursor, len(self._order)) if cursor > 0 else len(self._order)
         begin = max(end - count, 0)
         return begin, self._order[begin:end]
+
+
+def drawn(names: Sequence[bytes], count: int) -> list[bytes]:
+    """Return so many of *names*, which must not be empty, by chance: distinct ones, or any if *count* is negative.
+
+    Raises:
+        CommandError: these would be too many.
+    """
+    if count >= 0:
+        return random.sample(names, min(count, len(names)))
+    if -count > _MAX_REPEATED:
+        raise CommandError(TOO_LONG)
+    return random.choices(names, k=-count)  # noqa: S311

@@ -20,8 +20,9 @@ NOTHING = b""
 MAX_REPLY_BYTES = 256 << 20
 """The longest reply to a request that can name one thing many times; others are not longer than what is stored."""
 TOO_LONG = "ERR the reply is too long"
-_MIN_INTEGER, _MAX_INTEGER = -(1 << 63), (1 << 63) - 1
-_MAX_DIGITS = 20
+MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 63) - 1
+MAX_DIGITS = 20
+"""No number that fits has more, its sign among them."""
 
 
 class CommandError(Exception):
@@ -69,6 +70,10 @@ class Dialect:
     def members(self, values: Sequence[bytes]) -> bytes:
         """Return a set of strings."""
         return self._set_header % len(values) + b"".join(map(bulk, values))
+
+    def verbatim(self, text: bytes) -> bytes:
+        """Return a text that is for people."""
+        return b"=%d\r\ntxt:%b\r\n" % (len(text) + 4, text) if self.version >= 3 else bulk(text)
 
     def push(self, kind: bytes, *parts: bytes) -> bytes:
         """Return what a client gets without having asked; the parts are encoded already."""
@@ -141,28 +146,39 @@ def integer_of(text: bytes, complaint: str = "ERR value is not an integer or out
     Raises:
         CommandError: it is none, with *complaint* as the message.
     """
-    if len(text) <= _MAX_DIGITS:
+    if len(text) <= MAX_DIGITS:
         try:
             number = int(text)
         except ValueError:
             pass
         else:
             # int() allows blanks, a plus, underscores and leading zeros.
-            if b"%d" % number == text and _MIN_INTEGER <= number <= _MAX_INTEGER:
+            if b"%d" % number == text and MIN_INTEGER <= number <= MAX_INTEGER:
                 return number
     raise CommandError(complaint)
 
 
-def count_of(text: bytes) -> int:
+def count_of(text: bytes, complaint: str = "ERR value is out of range, must be positive", *, least: int = 0) -> int:
     """Return how many *text* asks for.
 
     Raises:
-        CommandError: it is no number, or negative.
+        CommandError: it is no number, or less than *least*, with *complaint* as the message.
     """
-    complaint = "ERR value is out of range, must be positive"
     count = integer_of(text, complaint)
-    if count < 0:
+    if count < least:
         raise CommandError(complaint)
+    return count
+
+
+def signed_count_of(text: bytes) -> int:
+    """Return how many *text* asks for, where a minus has a meaning of its own.
+
+    Raises:
+        CommandError: it is no number, or the one that has no opposite.
+    """
+    count = integer_of(text)
+    if count == MIN_INTEGER:
+        raise CommandError(f"ERR value is out of range, value must between {-MAX_INTEGER} and {MAX_INTEGER}")
     return count
 
 
@@ -173,6 +189,6 @@ def sum_of(one: int, other: int) -> int:
         CommandError: it has more than 64 bits.
     """
     total = one + other
-    if not _MIN_INTEGER <= total <= _MAX_INTEGER:
+    if not MIN_INTEGER <= total <= MAX_INTEGER:
         raise CommandError("ERR increment or decrement would overflow")
     return total

@@ -12,7 +12,6 @@ turn again; should it leave in that state, an element may still go to it, and be
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -46,7 +45,6 @@ class Service:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
         self.codec = RespCodec(batch_callback=self._on_requests, max_bytes=_MAX_REQUEST_BYTES, max_words=_MAX_WORDS)
         self.codec.error_callback = self._on_protocol_error
         self.tables = Tables()
@@ -55,7 +53,8 @@ class Service:
         self.watches = Watches(self.store)
         self.waiting_room = WaitingRoom(self.store, self._give_up, self._go_on)
         self.began = time.monotonic()
-        self.client_count = self.connection_count = self.command_count = 0
+        self.clients: dict[int, Client] = {}
+        self.connection_count = self.command_count = 0
 
     # --- callbacks: in the threads of the connections ---
 
@@ -63,13 +62,13 @@ class Service:
         """Note who comes, and forget who leaves."""
         if connection.connected:
             with self._lock:
-                self.client_count += 1
                 self.connection_count += 1
-                connection.context = Client(connection, next(self._numbers), self)
+                client = connection.context = Client(connection, self.connection_count, self)
+                self.clients[client.number] = client
             return
-        client: Client = connection.context
+        client = connection.context
         with self._lock:
-            self.client_count -= 1
+            del self.clients[client.number]
             self.waiting_room.leave(client)
             self.watches.leave(client)
             self.hub.leave(client)

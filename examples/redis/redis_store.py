@@ -161,15 +161,28 @@ class Store:
         return True
 
     def rename(self, key: bytes, new_key: bytes) -> None:
-        """Move what is under *key*, and its expiry, which must be there."""
+        """Move what is under *key*, which must be there, and its expiry."""
         value, expiry = self.values[key], self.expiries.get(key)
         self.delete(key)
-        self.delete(new_key)
-        self.put(new_key, value)
+        self._replace(new_key, value, expiry)
+
+    def copy(self, key: bytes, new_key: bytes) -> None:
+        """Put a copy of what is under *key*, which must be there, and its expiry under *new_key*."""
+        value = self.values[key]
+        self._replace(new_key, value if isinstance(value, bytes) else value.copy(), self.expiries.get(key))
+
+    def _replace(self, key: bytes, value: Value, expiry: int | None) -> None:
+        self.delete(key)
+        self.put(key, value)
         if expiry is not None:
-            self.expire_at(new_key, expiry)
-        if new_key in self.awaited and type(value) is deque:
-            self.pushed_callback(new_key)
+            self.expire_at(key, expiry)
+        if type(value) is deque:
+            self.tell_pushed(key)
+
+    def tell_pushed(self, key: bytes) -> None:
+        """Tell who waits for the list under *key* that it has something now."""
+        if key in self.awaited:
+            self.pushed_callback(key)
 
     def clear(self) -> None:
         """Drop all keys."""

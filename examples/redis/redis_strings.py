@@ -11,6 +11,7 @@ from redis_floats import fraction_of, text_of_sum
 from redis_replies import (
     BULK_HEADERS,
     HEADERS_AT_HAND,
+    MAX_INTEGER,
     OK,
     ONE,
     ZERO,
@@ -27,7 +28,6 @@ from redis_replies import (
 from redis_store import now_ms
 
 MAX_STRING_BYTES = 16 << 20
-_MAX_INTEGER = (1 << 63) - 1
 _UNITS_MS = {b"EX": 1000, b"PX": 1, b"EXAT": 1000, b"PXAT": 1}
 
 
@@ -119,7 +119,7 @@ def moment_of(text: bytes, unit_ms: int, name: bytes, *, is_relative: bool) -> i
     """
     number = integer_of(text) * unit_ms
     moment = number + now_ms() if is_relative else number
-    if number <= 0 or moment > _MAX_INTEGER:
+    if number <= 0 or moment > MAX_INTEGER:
         raise CommandError(f"ERR invalid expire time in '{text_of(name.lower())}' command")
     return moment
 
@@ -188,11 +188,25 @@ def mget(client: Client, request: list[bytes]) -> bytes:
 
 def mset(client: Client, request: list[bytes]) -> bytes:
     """Set keys to values."""
-    if len(request) % 2 == 0:
-        raise CommandError("ERR wrong number of arguments for 'mset' command")
-    for key, value in zip(request[1::2], request[2::2], strict=True):
+    for key, value in _pairs(request):
         _replace(client, key, value)
     return OK
+
+
+def msetnx(client: Client, request: list[bytes]) -> bytes:
+    """Set keys to values if none of the keys exists."""
+    pairs = _pairs(request)
+    if any(client.store.has(key) for key, _ in pairs):
+        return ZERO
+    for key, value in pairs:
+        client.store.put(key, value)
+    return ONE
+
+
+def _pairs(request: list[bytes]) -> list[tuple[bytes, bytes]]:
+    if len(request) % 2 == 0:
+        raise CommandError(f"ERR wrong number of arguments for '{text_of(request[0].lower())}' command")
+    return list(zip(request[1::2], request[2::2], strict=True))
 
 
 def append(client: Client, request: list[bytes]) -> bytes:
@@ -261,7 +275,7 @@ def incrby(client: Client, request: list[bytes]) -> bytes:
 def decrby(client: Client, request: list[bytes]) -> bytes:
     """Subtract from the number that a key holds."""
     number = integer_of(request[2])
-    if number == -_MAX_INTEGER - 1:
+    if number == -MAX_INTEGER - 1:
         raise CommandError("ERR decrement would overflow")
     return _add(client, request[1], -number)
 
