@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,9 @@ def test_redis_py_finds_every_type(protocol: int) -> None:
         assert r.client_setname("me")
         assert r.client_getname() == "me"
         assert r.client_info()["name"] == "me"
+        assert [one["name"] for one in r.client_list()] == ["me"]
+        assert r.client_list(_type="pubsub") == r.client_list(client_id=[0]) == []
+        assert abs(r.time()[0] - time.time()) < 60
         assert r.info()["connected_clients"] == 1
         assert r.config_get("save") == {"save": ""}
         with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
