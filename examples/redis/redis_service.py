@@ -12,6 +12,7 @@ turn again; should it leave in that state, an element may still go to it, and be
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from pymuduo import Buffer, EventLoop, TcpConnection, Timestamp
     from pymuduo.codec import ProtocolError
+
+_log = logging.getLogger("redis")
 
 _LARGE_REPLY_BYTES = 4096  # is sent at once: a read may bring thousands of requests for a large value
 _MAX_REQUEST_BYTES = MAX_STRING_BYTES + 65_536
@@ -61,11 +64,13 @@ class Service:
     def on_connection(self, connection: TcpConnection) -> None:
         """Note who comes, and forget who leaves."""
         if connection.connected:
+            _log.info("%s is up", connection.peer_address)
             with self._lock:
                 self.connection_count += 1
                 client = connection.context = Client(connection, self.connection_count, self)
                 self.clients[client.number] = client
             return
+        _log.info("%s is down%s", connection.peer_address, f": {connection.error}" if connection.error else "")
         client = connection.context
         with self._lock:
             del self.clients[client.number]
@@ -92,6 +97,7 @@ class Service:
         self._serve(connection.context, requests)
 
     def _on_protocol_error(self, connection: TcpConnection, error: ProtocolError) -> None:
+        _log.warning("%s is cut off: %s", connection.peer_address, error)
         connection.send(b"-ERR Protocol error: %b\r\n" % str(error).encode())
 
     def _serve(self, client: Client, requests: list[list[bytes]]) -> None:

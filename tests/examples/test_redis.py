@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import re
 import select
 import socket
 import subprocess
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 import redis
 
-from conftest import PATIENCE_S, eventually, installed, receive_all, receive_exactly
+from conftest import PATIENCE_S, eventually, installed, receive_all, receive_exactly, reset
 from programs import Program, running
 
 MEBIBYTE = 1 << 20
@@ -141,23 +143,27 @@ def test_counting_at_once_loses_nothing(server: Program) -> None:
 
 def test_a_transaction_is_done_as_a_whole_or_not_at_all(server: Program) -> None:
     is_over = threading.Event()
-    pairs = set()
+    pairs: set[tuple[bytes, bytes]] = set()
 
     def write(name: str) -> None:
         with client(server) as r:
-            for number in range(100):
+            for number in itertools.takewhile(lambda _: not is_over.is_set(), itertools.count()):
                 r.pipeline().set("a", f"{name}{number}").set("b", f"{name}{number}").execute()
-
-    def write_all() -> None:
-        run_all([lambda: write("x"), lambda: write("y")])
-        is_over.set()
 
     def read() -> None:
         with client(server) as r:
-            while not is_over.is_set():
+            while len(pairs) < 50 and not is_over.is_set():
                 pairs.add(tuple(r.mget("a", "b")))
 
-    run_all([write_all, read, read])
+    def to_the_end(function: Callable[[], object]) -> None:
+        try:
+            function()
+        finally:
+            is_over.set()
+
+    functions = (lambda: write("x"), lambda: write("y"), read)
+    run_all([functools.partial(to_the_end, function) for function in functions])
+    assert len(pairs) >= 50  # so they were read while they changed
     assert all(one == other for one, other in pairs)
 
 
@@ -368,6 +374,22 @@ def test_a_request_that_is_too_large_is_refused_before_it_is_there() -> None:
     with running("redis/server.py") as server, server.connect() as peer:
         peer.sendall(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$100000000\r\n")
         assert receive_all(peer) == b"-ERR Protocol error: invalid bulk length\r\n"
+
+
+def test_the_log_tells_who_comes_who_goes_and_why() -> None:
+    with running("redis/server.py") as server:
+        with server.connect() as peer:
+            address = re.escape("{}:{}".format(*peer.getsockname()))
+            server.wait_for_log(f"{address} is up$")
+            peer.sendall(b"*1\r\n:1\r\n")
+            assert receive_all(peer) == b"-ERR Protocol error: expected '$', got ':'\r\n"
+        server.wait_for_log(f"{address} is cut off: expected '\\$', got ':'$")
+        server.wait_for_log(f"{address} is down$")
+        peer = server.connect()
+        address = re.escape("{}:{}".format(*peer.getsockname()))
+        server.wait_for_log(f"{address} is up$")
+        reset(peer)
+        server.wait_for_log(f"{address} is down: .*reset by peer$")
 
 
 def test_no_pattern_keeps_it_busy() -> None:
