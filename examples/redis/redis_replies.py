@@ -57,7 +57,7 @@ class Dialect:
         is_new = version >= 3
         self.null = b"_\r\n" if is_new else b"$-1\r\n"
         self.null_array = b"_\r\n" if is_new else b"*-1\r\n"
-        self.push_mark = b">" if is_new else b"*"
+        self._push_mark = b">" if is_new else b"*"
         self._map_header = b"%%%d\r\n" if is_new else b"*%d\r\n"
         self._heads_a_pair = 1 if is_new else 2
         self._set_header = b"~%d\r\n" if is_new else b"*%d\r\n"
@@ -77,7 +77,7 @@ class Dialect:
 
     def push(self, kind: bytes, *parts: bytes) -> bytes:
         """Return what a client gets without having asked; the parts are encoded already."""
-        return self.push_mark + b"%d\r\n" % (1 + len(parts)) + bulk(kind) + b"".join(parts)
+        return self._push_mark + b"%d\r\n" % (1 + len(parts)) + bulk(kind) + b"".join(parts)
 
 
 RESP2, RESP3 = Dialect(2), Dialect(3)

@@ -9,6 +9,21 @@ There is one keyspace for all loops. Whoever serves a batch of requests holds it
 are read and parsed side by side, and served one batch after another. What clients store stays in memory until they
 delete it or it expires; there is no other limit to it, and nothing is written to disk.
 
+There are the commands of Redis 7.0 for these types, with Redis's own replies, except LCS, LMPOP, BLMPOP, SORT, DUMP,
+RESTORE, OBJECT, MOVE and SWAPDB; and of those that watch over a server INFO, TIME, CONFIG GET and CLIENT LIST. There
+are no other types (sorted sets, streams, bitmaps, …), no scripts, no second database, no users, no replication. So
+``redis-benchmark`` needs ``-t``: its own list has sorted sets in it.
+
+Read it from the outside in:
+
+1. here; then ``redis_service``: a batch of requests from the lock to the reply, and clients that have to wait;
+2. ``redis_client``: what is known of a client; ``redis_commands``: its tables; ``redis_replies``: bytes that it gets;
+3. ``redis_store``: keys, changes, expiry; ``redis_members``: how to walk through what changes;
+4. the types, in any order: ``redis_strings`` (with ``redis_floats``), ``redis_hashes``, ``redis_lists``,
+   ``redis_sets``, and ``redis_keys`` for all of them (with ``redis_glob`` and ``redis_scan``);
+5. what goes on between clients: ``redis_transactions``, ``redis_pubsub``, ``redis_blocking``;
+6. ``redis_connection``: what a client says of itself and asks of the server.
+
     python server.py --threads 2        and elsewhere        redis-cli, or redis-benchmark -P 16 -t get,set
 """
 
