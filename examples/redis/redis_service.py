@@ -44,7 +44,10 @@ _PATIENCE_S = 10.0
 
 
 class Service:
-    """The server without its sockets: one keyspace for all loops, behind one lock."""
+    """The server without its sockets: one keyspace for all loops, behind one lock.
+
+    Give ``on_connection`` and the codec's ``on_message`` to a ``TcpServer``, and call ``sweep`` now and then.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -376,6 +376,12 @@ def test_a_request_that_is_too_large_is_refused_before_it_is_there() -> None:
         assert receive_all(peer) == b"-ERR Protocol error: invalid bulk length\r\n"
 
 
+def test_who_has_said_quit_is_answered_whatever_comes_behind_it() -> None:
+    with running("redis/server.py") as server, server.connect() as peer:
+        peer.sendall(b"QUIT\r\n" + b"PING\r\n" * (2 * MEBIBYTE))
+        assert receive_all(peer) == b"+OK\r\n"
+
+
 def test_the_log_tells_who_comes_who_goes_and_why() -> None:
     with running("redis/server.py") as server:
         with server.connect() as peer:
