@@ -12,7 +12,7 @@
 #   make valgrind                    the tests under valgrind's memory checker
 #   make refleaks PYTHON=python3.11-dbg    every test several times over, and whether references are left behind
 #   make lint                        ruff and mypy --strict
-#   make package                     sdist and wheel into dist/, each installed and tried in a clean environment
+#   make package                     sdist, and from it a wheel, into dist/; the wheel is tried in a clean environment
 #   make clean                       remove everything that was built
 
 PYTHON ?= python3

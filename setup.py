@@ -29,7 +29,7 @@ def compiled_modules() -> list[Extension]:
     sources = [PACKAGE / "_sys.pyx"]
     sources += sorted(p for p in PACKAGE.rglob("*.py") if p.name not in PLAIN and p.with_suffix(".pxd").exists())
     extensions = []
-    for source in sources:
+    for source in sorted(sources, key=lambda path: path.stat().st_size, reverse=True):  # the longest to compile first
         name = ".".join(source.with_suffix("").relative_to("src").parts)
         extensions.append(Extension(name, [str(source)], extra_compile_args=["-O3", "-fno-plt"]))
     compiled: list[Extension] = cythonize(
@@ -41,4 +41,7 @@ def compiled_modules() -> list[Extension]:
     return compiled
 
 
-setup(ext_modules=[] if os.environ.get("PYMUDUO_PURE") else compiled_modules())
+setup(
+    ext_modules=[] if os.environ.get("PYMUDUO_PURE") else compiled_modules(),
+    options={"build_ext": {"parallel": len(os.sched_getaffinity(0))}},
+)

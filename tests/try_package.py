@@ -1,8 +1,9 @@
-"""Installs each distribution of a folder into a clean environment and serves a connection with it.
+"""Installs the wheel of a folder into a clean environment and serves a connection with it.
 
     python tests/try_package.py dist
 
-A check of packaging, run by ``make package``: the sdist must build and the wheel must be complete, typed and compiled.
+A check of packaging, run by ``make package``: the wheel must be complete, typed and compiled. It was built from the
+sdist, not from the sources beside it, so that is complete, too.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ print("served with", pymuduo.__version__, "from", pymuduo.__file__)
 """
 
 
-def try_distribution(path: Path) -> None:
+def try_wheel(path: Path) -> None:
     """Install *path* into a new environment, away from the sources, and run the trial there."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
@@ -50,13 +51,12 @@ def try_distribution(path: Path) -> None:
 
 
 def main() -> None:
-    """Try everything in the folder that the command line names."""
-    distributions = sorted(Path(sys.argv[1]).iterdir())
-    kinds = {"".join(p.suffixes[-2:]) if p.name.endswith(".tar.gz") else p.suffix for p in distributions}
-    if kinds != {".tar.gz", ".whl"}:
-        sys.exit(f"expected an sdist and a wheel, found {[p.name for p in distributions]}")
-    for path in distributions:
-        try_distribution(path)
+    """Try the wheel of the folder that the command line names."""
+    folder = Path(sys.argv[1])
+    sdists, wheels = list(folder.glob("*.tar.gz")), list(folder.glob("*.whl"))
+    if len(sdists) != 1 or len(wheels) != 1:
+        sys.exit(f"expected an sdist and a wheel, found {[path.name for path in folder.iterdir()]}")
+    try_wheel(wheels[0])
 
 
 if __name__ == "__main__":
