@@ -127,6 +127,8 @@ class Store:
             self._young[key] = (item[0], expires, item[2])
             if expires != NEVER:
                 self._note_expiry(key, expires)
+                if self.bytes > self._mark:
+                    self._make_room()
         return item
 
     def remove(self, key: bytes) -> None:
@@ -186,7 +188,11 @@ class Store:
 
     def _take_aged(self, key: bytes) -> Item | None:
         item = self._middle.pop(key, None)
-        return self._old.pop(key, None) if item is None else item
+        if item is None:
+            item = self._old.pop(key, None)
+            if item is not None and len(self._next_to_go) > 2 * len(self._old):
+                self._next_to_go = deque(self._old)  # or the keys of items that have left would fill the memory
+        return item
 
     def _make_room(self) -> None:
         if self._mark < self.max_bytes:

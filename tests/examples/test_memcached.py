@@ -9,9 +9,7 @@ import random
 import re
 import socket
 import subprocess
-import sys
 import threading
-import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,10 +17,7 @@ from pymemcache.client.base import Client  # type: ignore[import-untyped]
 from pymemcache.exceptions import MemcacheServerError  # type: ignore[import-untyped]
 
 from conftest import IS_FREE_THREADED, PATIENCE_S, eventually, imported, installed, receive_all, receive_exactly
-from programs import EXAMPLES, Program, running
-
-sys.path.append(str(EXAMPLES / "memcached"))
-from memcached_store import NEVER, Store
+from programs import Program, running
 
 MIB = 1 << 20
 
@@ -217,28 +212,6 @@ def test_the_memory_limit_holds_and_what_is_used_stays(threads: str) -> None:
         assert client.get("39-255") is not None
         assert client.get("0-0") is None
         assert resident_bytes(server) - before < 16 * MIB
-
-
-@pytest.mark.parametrize("size", [1, 100, 5000])
-@pytest.mark.parametrize("seconds", [0, 1, 100, 10_000])
-def test_items_take_no_more_memory_than_the_store_says(size: int, seconds: int) -> None:
-    store, told = Store(2 * MIB), []
-    tracemalloc.start()
-    try:
-        for number in range(12_000):
-            # Made of parts, so that nobody else has these objects.
-            key, value = b"".join([b"key-", b"%d" % number]), b"".join([b"x"] * size)
-            expires = 1000.0 + number % seconds if seconds else NEVER
-            assert store.put(key, b"0", b"%d" % size, value, expires)
-            if number % 300 == 299:
-                del key, value
-                told.append((store.bytes, tracemalloc.get_traced_memory()[0]))
-    finally:
-        tracemalloc.stop()
-    assert store.counts["evictions"] > 0
-    for said, taken in told[3:]:
-        assert 0.5 * said < taken <= said + 32_768  # this list and the empty tables take something, too
-        assert said <= 2 * MIB
 
 
 def test_100_000_expired_items_are_swept_though_nobody_asks_for_them() -> None:
