@@ -5,8 +5,9 @@ a look into a dict and formats nothing; commands that are rare beside ``get`` an
 
 Who has been used is told by generations, so that a hit need not move anything. There are three tables. What is new or
 used comes into the young one; what makes room is the old one, first in, first out; and when that is empty, the middle
-one becomes the old, the young one the middle, and a new one begins. So what is used once in the time that half the
-cache takes to fill stays, and what nobody uses leaves in the order in which it came.
+one becomes the old, the young one the middle, and a new one begins. So what nobody uses leaves in the order in which it
+came, and what has been used in a later generation outlives it; a generation is half of the cache, unless much of what
+is there already is used. Which of one generation was used last is not known.
 
 One store is shared by all loops, behind one lock that a loop takes once for all requests of a read. One, and not one
 for each of many shards, because what is done under it is a few dict operations, far less than the system calls around

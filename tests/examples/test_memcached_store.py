@@ -30,6 +30,20 @@ def long_key(number: int) -> bytes:
     return b"".join([b"%d-" % number, b"k" * 250])[:250]
 
 
+def fill(store: Store) -> list[bytes]:
+    """Store items of one size until the first of them has to go, and return their keys in order."""
+    keys = []
+    while store.counts["evictions"] == 0:
+        keys.append(b"key-%05d" % len(keys))
+        put(store, keys[-1])
+    return keys
+
+
+def gone(store: Store, keys: Iterable[bytes]) -> list[bytes]:
+    """Return those of *keys* that are not there; to look is to use the others."""
+    return [key for key in keys if store.get(key) is None]
+
+
 def memory_while(store: Store, changes: Iterable[object]) -> list[tuple[int, int]]:
     """Make the changes, and return now and then what items take: as the store says, and in truth."""
     told = []
@@ -125,3 +139,45 @@ def test_no_command_passes_the_limit_or_loses_count(seed: int) -> None:
     for key in keys:
         store.remove(key)
     assert (len(store), store.bytes) == (0, 0)
+
+
+# --- the order in which items go ---
+
+
+def test_what_nobody_uses_goes_in_the_order_in_which_it_came() -> None:
+    store = Store(2 * MIB)
+    keys = fill(store)
+    assert gone(store, keys) == keys[:1]
+    store = Store(2 * MIB)
+    for number in range(3 * len(keys)):
+        put(store, b"key-%05d" % number)
+    assert gone(store, [b"key-%05d" % number for number in range(3 * len(keys))]) == [
+        b"key-%05d" % number for number in range(3 * len(keys) - len(store))
+    ]
+
+
+@pytest.mark.parametrize("use", [Store.get, put, lambda store, key: store.touch(key, 1000.0)])
+def test_what_is_used_once_while_half_the_cache_is_filled_anew_stays(use: Callable[[Store, bytes], object]) -> None:
+    store = Store(2 * MIB)
+    keys = fill(store)
+    kept = keys[-1000::50]
+    for number in range(10 * len(keys)):
+        if number % (len(keys) // 2 - len(kept)) == 0:
+            for key in kept:
+                use(store, key)
+        put(store, b"new-%05d" % number)
+    assert gone(store, kept) == []
+    assert store.counts["evictions"] > 9 * len(keys)
+
+
+def test_what_has_been_used_outlives_what_has_not() -> None:
+    store = Store(2 * MIB)
+    keys = fill(store)[1:]
+    aged = keys[: len(keys) // 2]
+    used, unused = aged[::2], aged[1::2]
+    assert gone(store, used) == []
+    for number in range(len(unused) - 10):
+        put(store, b"new-%05d" % number)
+    left = store.counts["evictions"] - 1
+    assert left >= len(unused) - 20
+    assert gone(store, keys) == unused[:left]
