@@ -8,6 +8,9 @@ behind a number that has become shorter. Where we differ from memcached, it is o
 - Keys have no control characters, flags 32 bits; memcached's documents say so, and it does not look.
 - Expiry times beyond 2038 are what they say.
 
+One thing is not: a block that does not end where it should is missing from the words; and when the line has one word
+more than it needs, just as long as the block should be, nobody can know that this is not the block.
+
 Nothing here knows of connections or loops; whoever calls ``answer`` holds the store's lock.
 """
 
@@ -17,8 +20,7 @@ import os
 import re
 import struct
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from memcached_lines import (
@@ -30,7 +32,6 @@ from memcached_lines import (
     MIN_EXPTIME,
     NOREPLY,
     SIZE_AT,
-    SURELY_SMALL,
     Line,
     RefusedError,
     Words,
@@ -45,16 +46,14 @@ VERSION = b"1.6.18-pymuduo"  # clients look at the number to know what they may 
 STORAGE = dict.fromkeys((b"set", b"add", b"replace", b"append", b"prepend", b"cas"), SIZE_AT)
 """The commands that a block follows, and where its size stands."""
 
-LONG_BYTES = 1 << 20  # what may be answered in one piece
-_MANY = 1000  # portions, for which others can wait
-_RETRIEVAL = (b"get", b"gets", b"gat", b"gats")
+_LONG_BYTES = 1 << 20  # of answers: the rest can wait until the client has read these
 _COUNTS = (
     *("get_misses", "touch_hits", "touch_misses", "delete_hits", "delete_misses", "incr_hits", "incr_misses"),
     *("decr_hits", "decr_misses", "cas_hits", "cas_misses", "cas_badval"),
 )
 _COUNTER = re.compile(rb"[\t-\r ]*(?:\+?([0-9]+)|-0+)(?=[\0\t-\r ]|$)")  # what C's strtoull takes for a number
 _COUNTER_BYTES = 64  # of a value that are looked at
-_SMALL_SIZES = {b"%d" % size: size for size in range(min(SURELY_SMALL, 4096) + 1)}  # as numbers are mostly written
+_SIZES = {b"%d" % size: size for size in range(4097)}  # looked up, which saves a seventh of a set
 
 _STORED, _NOT_STORED, _EXISTS, _NOT_FOUND = b"STORED\r\n", b"NOT_STORED\r\n", b"EXISTS\r\n", b"NOT_FOUND\r\n"
 _OK, _DELETED, _TOUCHED, _RESET = b"OK\r\n", b"DELETED\r\n", b"TOUCHED\r\n", b"RESET\r\n"
@@ -63,12 +62,20 @@ _BAD_DELTA = b"CLIENT_ERROR invalid numeric delta argument\r\n"
 _BAD_DELETE = b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n"
 _NO_NUMBER = b"CLIENT_ERROR cannot increment or decrement non-numeric value\r\n"
 
-Portions: TypeAlias = Iterator[tuple[Words, bool]]
 Report: TypeAlias = Callable[[], dict[str, object]]
 
 
 class QuitError(Exception):
     """The client has said that it leaves."""
+
+
+class _UnfinishedError(Exception):
+    """A request that is answered in part because the answer is long, and what is left of it."""
+
+    def __init__(self, answer: bytes, left: Words) -> None:
+        super().__init__(left)
+        self.answer = answer
+        self.left = left
 
 
 class Commands:
@@ -110,67 +117,41 @@ class Commands:
             b"quit": self._quit,
         }
 
-    def answer(self, requests: Iterable[Words], answers: list[bytes]) -> None:
-        """Append the answer to each request; one that wants none gets ``b""``.
+    def answer(self, requests: Iterable[Words], answers: list[bytes]) -> list[Words]:
+        """Append the answer to each request, ``b""`` to one that wants none, as long as all of them are not long.
+
+        Returns:
+            The requests that are left; the first may be for the rest of the keys of one that was answered in part.
 
         Raises:
             QuitError: that was the last request.
         """
         handlers = self._handlers
-        for words in requests:
+        size = 0
+        rest = iter(requests)
+        for words in rest:
             try:
                 handler = handlers.get(words[0]) if words else None
-                answers.append(ERROR if handler is None else handler(words))
+                answer = ERROR if handler is None else handler(words)
             except RefusedError as e:
+                answer = e.answer
+            except _UnfinishedError as e:
                 answers.append(e.answer)
-
-    def might_be_long(self, requests: list[Words], size: int) -> bool:
-        """Whether answers to requests of *size* bytes in all might have more than ``LONG_BYTES``; a cautious guess."""
-        # A value has been there before, or comes with these requests, or from both; and each value takes a word.
-        largest = self._store.largest_bytes
-        if size * (largest + size) <= LONG_BYTES:
-            return False
-        if any(words[0] in (b"append", b"prepend") for words in requests if words):
-            return True
-        largest += max((len(words[-1]) for words in requests if words), default=0)
-        return largest * sum(map(len, requests)) > LONG_BYTES
-
-    def portions(self, requests: Iterable[Words]) -> Portions:
-        """Yield requests that are answered with one value at most, and whether the answer's ``END`` is to be sent."""
-        for words in requests:
-            head = 2 if words and words[0] in (b"gat", b"gats") else 1
-            if (
-                len(words) > head + 1
-                and words[0] in _RETRIEVAL
-                and max(map(len, words[head:])) <= MAX_KEY_BYTES
-                and (head == 1 or number_of(words[1], MIN_EXPTIME, MAX_EXPTIME) is not None)
-            ):
-                for key in words[head:-1]:
-                    yield [*words[:head], key], False
-                yield [*words[:head], words[-1]], True
-            else:
-                yield words, True
-
-    def answer_some(self, requests: deque[Portions], answers: list[bytes]) -> None:
-        """Answer the first of the portions, until the answers are long or many; raises QuitError as ``answer``."""
-        size = 0
-        while requests:
-            for words, has_end in requests[0]:
-                self.answer((words,), answers)
-                if not has_end:
-                    answers[-1] = answers[-1][: -len(END)]
-                size += len(answers[-1])
-                if size >= LONG_BYTES or len(answers) == _MANY:
-                    return
-            requests.popleft()
+                return [e.left, *rest]
+            answers.append(answer)
+            size += len(answer)
+            if size >= _LONG_BYTES:
+                return list(rest)
+        return []
 
     # --- retrieval ---
 
     def _get(self, words: Words) -> bytes:
         if len(words) == 2:  # the usual one
-            item = self._store.get(words[1])
+            store = self._store
+            item = store.get(words[1])
             if item is not None:
-                self._store.hits += 1
+                store.hits += 1
                 return item[0]
         return self._get_many(words, 1)
 
@@ -188,29 +169,37 @@ class Commands:
     def _get_many(self, words: Words, first: int, *, has_cas: bool = False, expires: float | None = None) -> bytes:
         if len(words) < 2:
             return ERROR
-        keys = words[first:]
-        if max(map(len, keys), default=0) > MAX_KEY_BYTES:
+        if max(map(len, words[first:]), default=0) > MAX_KEY_BYTES:
             return BAD_LINE
+        store = self._store
         found = []
+        size = 0
+        keys = iter(words[first:])
         for key in keys:
-            item = self._store.get(key) if expires is None else self._store.touch(key, expires)
+            item = store.get(key) if expires is None else store.touch(key, expires)
             if expires is not None:
                 self._count("touch_misses" if item is None else "touch_hits")
             elif item is None:
                 self._count("get_misses")
             if item is not None:
-                self._store.hits += 1
-                found.append((with_cas(item) if has_cas else item[0])[: -len(END)])
+                store.hits += 1
+                value = (with_cas(item) if has_cas else item[0])[: -len(END)]
+                found.append(value)
+                size += len(value)
+                if size >= _LONG_BYTES and (left := list(keys)):
+                    raise _UnfinishedError(b"".join(found), [*words[:first], *left])
         return b"".join([*found, END])
 
     # --- storage ---
 
     def _set(self, words: Words) -> bytes:
-        if len(words) == 6:  # most often there are no flags, no expiry time, and nothing but the block behind the size
+        # Most often there are no flags, no expiry time, and nothing but the block behind the size: then it takes two
+        # thirds of the time that it would take below.
+        if len(words) == 6:
             _, key, flags, exptime, size, value = words
             if (
                 flags == exptime == b"0"
-                and _SMALL_SIZES.get(size) == len(value)
+                and _SIZES.get(size) == len(value)
                 and self._store.put(key, flags, size, value, NEVER)
             ):
                 return _STORED

@@ -21,7 +21,7 @@ _TOO_LARGE = b"SERVER_ERROR object too large for cache\r\n"
 _INTEGER = re.compile(rb"[+-]?[0-9]{1,20}")
 _ITEM_HEADER_BYTES = 59  # memcached's own, and the value's line end: so we refuse exactly what it refuses
 _FLAGS_BYTES = 4
-SURELY_SMALL = MAX_ITEM_BYTES - MAX_KEY_BYTES - _ITEM_HEADER_BYTES - _FLAGS_BYTES
+_SURELY_SMALL = MAX_ITEM_BYTES - MAX_KEY_BYTES - _ITEM_HEADER_BYTES - _FLAGS_BYTES
 
 Words: TypeAlias = list[bytes]
 Line: TypeAlias = tuple[bytes, bytes, bytes, float, bytes, bool]
@@ -67,7 +67,7 @@ def storage_line(store: Store, words: Words, count: int) -> Line:
         expires = store.expiry(number)
     if len(key) > MAX_KEY_BYTES:
         raise RefusedError(BAD_LINE, is_silent)
-    if value is None or len(value) > SURELY_SMALL:
+    if value is None or len(value) > _SURELY_SMALL:
         value = _checked(store, words, key, flags, value, is_silent)
     return key, flags, size, expires, value, is_silent
 

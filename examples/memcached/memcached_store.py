@@ -50,7 +50,6 @@ class Store:
     Attributes:
         lock: see above. now: monotonic seconds, as of ``begin``.
         bytes: what all items take. max_bytes: as given.
-        largest_bytes: no answer has been longer since the store was empty.
         changes: items stored so far: the last cas number given.
         hits: gets that found something. counts: all other events, by their names in ``stats``.
     """
@@ -60,7 +59,6 @@ class Store:
         self.max_bytes = max_bytes
         self.now = 0.0
         self.bytes = 0
-        self.largest_bytes = 1
         self.changes = 0
         self.hits = 0
         self.counts: Counter[str] = Counter()
@@ -113,8 +111,6 @@ class Store:
             return False
         self.changes = changes = self.changes + 1
         self._young[key] = (answer, expires, changes)
-        if count > self.largest_bytes:  # noqa: PLR1730  # max() would cost more than the rest
-            self.largest_bytes = count
         if self.bytes > self._mark:
             self._make_room()
         return True
@@ -151,7 +147,6 @@ class Store:
         self._mark = self.max_bytes // 2
         self._expiring.clear()
         self.bytes = 0
-        self.largest_bytes = 1
 
     def sweep(self, at_most: int) -> bool:
         """Remove items that have expired and that nobody asks for; from any thread, without the lock.

@@ -252,7 +252,7 @@ def test_a_flush_may_come_later() -> None:
 
 def test_quit_ends_the_connection_after_what_came_before() -> None:
     with running("memcached/server.py") as server, server.connect() as peer:
-        peer.sendall(b"set a 0 0 1\r\n1\r\nget a\r\nquit\r\nset a 0 0 1\r\n2\r\nget a\r\n")
+        peer.sendall(b"set a 0 0 1\r\n1\r\nget a\r\nquit\r\nset a 0 0 1\r\n2\r\nget a\r\nset a 0 0 9999999\r\n")
         assert receive_all(peer) == b"STORED\r\nVALUE a 0 1\r\n1\r\nEND\r\n"
         with client_of(server) as client:
             assert client.get("a") == b"1"
@@ -271,7 +271,7 @@ def test_rubbish_is_an_error_line_by_line_and_one_without_an_end_is_cut_off() ->
                     peer.sendall(bytes(65536))
                 assert peer.recv(1) == b""
                 raise ConnectionResetError
-        server.wait_for_log("cut off: a line of more than")
+        server.wait_for_log(r"a line of more than \d+ bytes; \S+ is cut off")
         with client_of(server) as client:
             assert client.set("a", "1")
 
@@ -306,6 +306,20 @@ def test_who_asks_for_gigabytes_and_does_not_read_holds_nobody_up(request_form: 
             assert resident_bytes(server) - before < 40 * MIB
 
 
+def test_who_pipelines_large_gets_and_does_not_read_costs_a_few_of_them() -> None:
+    connections, value = 30, os.urandom(MIB - 1000)
+    with running("memcached/server.py") as server, client_of(server) as client, contextlib.ExitStack() as stack:
+        client.set("a", value)
+        before = resident_bytes(server)
+        head = b"VALUE a 0 %d\r\n" % len(value)
+        for _ in range(connections):
+            peer = stack.enter_context(server.connect())
+            peer.sendall(b"get a\r\n" * 16)
+            assert receive_exactly(peer, len(head)) == head
+        assert client.get("a") == value
+        assert resident_bytes(server) - before < connections * 4 * MIB
+
+
 @pytest.mark.parametrize("threads", ["0", "2"])
 def test_long_answers_come_whole_and_in_order_and_after_the_peers_fin(threads: str) -> None:
     sizes = [1000, MIB - 200, 0, 300_000]
@@ -336,6 +350,19 @@ def test_requests_that_follow_while_answers_wait_are_answered_too() -> None:
         sender = threading.Thread(target=peer.sendall, args=(b"incr n 1\r\nget a\r\n" * 20 + b"quit\r\nget a\r\n",))
         sender.start()
         assert one[:10] + receive_all(peer) == one * 20 + (b"NOT_FOUND\r\n" + one) * 20
+        sender.join(PATIENCE_S)
+
+
+def test_too_large_a_block_is_thrown_away_while_answers_wait() -> None:
+    with running("memcached/server.py") as server, server.connect() as peer:
+        value = os.urandom(MIB - 200)
+        peer.sendall(b"set a 0 0 %d noreply\r\n%b\r\n" % (len(value), value))
+        one = b"VALUE a 0 %d\r\n%b\r\nEND\r\n" % (len(value), value)
+        block = b"get a\r\n" * 500_000
+        requests = b"get a\r\n" * 10 + b"set b 0 0 %d\r\n%b\r\nget b\r\nquit\r\n" % (len(block), block)
+        sender = threading.Thread(target=peer.sendall, args=(requests,))
+        sender.start()
+        assert receive_all(peer) == one * 10 + b"SERVER_ERROR object too large for cache\r\nEND\r\n"
         sender.join(PATIENCE_S)
 
 

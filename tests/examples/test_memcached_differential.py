@@ -184,6 +184,9 @@ DIFFERENT = [
     (put(b"cas", b"a", b"version"), b"ERROR\r\n", b"ERROR\r\n" + NEXT),
     (put(b"set", LONG, b"version", more=b" noreply"), b"", NEXT),
     (put(b"cas", b"a", b"version", more=b" x noreply"), b"", NEXT),
+    # A block that does not end where it should, behind a line whose last word could be it.
+    (b"set a 0 0 1 x\r\nabc\r\n", b"STORED\r\nERROR\r\n", b"CLIENT_ERROR bad data chunk\r\nERROR\r\n"),
+    (b"add a 0 0 7 noreply\r\nabcdefghi\r\n", b"STORED\r\nERROR\r\n", b"ERROR\r\n"),
     # A mistake takes no earlier answer away.
     (b"version\r\nget " + LONG + b"\r\n", NEXT + BAD_LINE, BAD_LINE),
 ]
