@@ -61,8 +61,9 @@ class MemcachedServer:
             self._server.loop.queue_in_loop(self.sweep)
 
     def on_connection(self, connection: TcpConnection) -> None:
-        """Say who comes and who leaves to those who asked for it with ``verbosity``."""
-        logging.debug("%s is %s", connection.peer_address, "up" if connection.connected else "down")
+        """Log who comes, and who leaves for what reason."""
+        what = "up" if connection.connected else f"down: {connection.error}" if connection.error else "down"
+        logging.info("%s is %s", connection.peer_address, what)
 
     def on_requests(self, connection: TcpConnection, requests: list[Words], receive_time: Timestamp) -> None:
         """Take what a read has brought."""

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -42,6 +43,12 @@ def resident_bytes(server: Program) -> int:
         found = re.search(r"VmRSS:\s+(\d+) kB", status.read())
     assert found is not None
     return int(found[1]) * 1024
+
+
+def address_of(peer: socket.socket) -> str:
+    """Return how the server's log names a client."""
+    host, port = peer.getsockname()
+    return f"{host}:{port}"
 
 
 def in_threads(count: int, work: Callable[[int], object]) -> None:
@@ -364,6 +371,35 @@ def test_too_large_a_block_is_thrown_away_while_answers_wait() -> None:
         sender.start()
         assert receive_all(peer) == one * 10 + b"SERVER_ERROR object too large for cache\r\nEND\r\n"
         sender.join(PATIENCE_S)
+
+
+def test_who_comes_and_who_leaves_is_logged_and_why() -> None:
+    with running("memcached/server.py") as server:
+        with server.connect() as peer:
+            address = address_of(peer)
+            server.wait_for_log(f"{address} is up$")
+        server.wait_for_log(f"{address} is down$")
+        with server.connect() as peer:
+            address = address_of(peer)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        server.wait_for_log(f"{address} is down: .*reset by peer")
+
+
+def test_verbosity_lets_the_log_tell_more() -> None:
+    with running("memcached/server.py") as server, client_of(server) as client:
+        client.set("a", os.urandom(MIB - 1000))
+
+        def leave_answers_behind() -> bool:
+            with server.connect() as peer:
+                address = address_of(peer)
+                peer.sendall(b"get a\r\n" * 16)
+                peer.recv(1)
+            server.wait_for_log(f"{address} is down")
+            return "bytes unsent" in server.err
+
+        assert not leave_answers_behind()
+        assert client.raw_command(b"verbosity 1") == b"OK"
+        eventually(leave_answers_behind)
 
 
 def test_connections_have_a_limit() -> None:
