@@ -38,7 +38,7 @@ def commands_on(store: Store) -> Commands:
 
 def fill(store: Store) -> list[bytes]:
     """Store items of one size until the first of them has to go, and return their keys in order."""
-    keys = []
+    keys: list[bytes] = []
     while store.counts["evictions"] == 0:
         keys.append(b"key-%05d" % len(keys))
         put(store, keys[-1])
