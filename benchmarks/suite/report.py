@@ -55,7 +55,7 @@ def table(outcome: Outcome) -> str:
     columns += ["user µs/msg", "system µs/msg", "p50 µs", "p99 µs", "p99.9 µs"]
     rows = [columns, ["---"] * len(columns)]
     for name, rounds in outcome.figures.items():
-        row = [name, _spread([f.messages_per_s for f in rounds], "{:,.0f}")]
+        row = [name, spread([f.messages_per_s for f in rounds], "{:,.0f}")]
         row += [_ratio(rounds, outcome.figures[base]) for base in bases]
         row += [_cpu_ratio(rounds, outcome.figures[base]) for base in bases]
         row += [_middle([f.user_us_per_message for f in rounds]), _middle([f.system_us_per_message for f in rounds])]
@@ -64,7 +64,7 @@ def table(outcome: Outcome) -> str:
     for word, reasons in (("absent", outcome.absent), ("FAILED", outcome.failed)):
         for name, reason in reasons.items():
             rows.append([name, f"{word}: {reason.replace('|', '/').replace(chr(10), ' ')}", *[""] * (len(columns) - 2)])
-    return f"### {outcome.workload.title} ({rounds_of(outcome.rounds)})\n\n{_markdown(rows)}\n{_remarks(outcome)}"
+    return f"### {outcome.workload.title} ({rounds_of(outcome.rounds)})\n\n{markdown(rows)}\n{_remarks(outcome)}"
 
 
 def program_table(outcome: ProgramOutcome) -> str:
@@ -79,14 +79,25 @@ def program_table(outcome: ProgramOutcome) -> str:
         of_peers = {peer: _values(outcome, peer, measure) for peer in peers}
         if not all(of_peers.values()):
             continue  # a quick run leaves some out
-        row = [measure.title, *(_spread(values, _form(values)) for values in of_peers.values())]
+        row = [measure.title, *(spread(values, _form(values)) for values in of_peers.values())]
         if base is not None:
             row += [_pairwise(values, of_peers[base]) for peer, values in of_peers.items() if peer != base]
         rows.append(row)
-    parts = [f"### {outcome.program.title} ({rounds_of(outcome.rounds)})"] + ([_markdown(rows)] if peers else [])
+    parts = [f"### {outcome.program.title} ({rounds_of(outcome.rounds)})"] + ([markdown(rows)] if peers else [])
     reasons = [f"- {name}: absent: {reason}" for name, reason in outcome.absent.items()]
     reasons += [f"- {name}: FAILED: {reason}" for name, reason in outcome.failed.items()]
     return "\n\n".join([*parts, "\n".join(reasons)] if reasons else parts) + "\n"
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Return a table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def spread(values: list[float], form: str) -> str:
+    """Return the median with the lowest and the highest, each as *form* says."""
+    low, middle, high = (form.format(v) for v in (min(values), statistics.median(values), max(values)))
+    return middle if len(values) == 1 else f"{middle} ({low}–{high})"
 
 
 def rounds_of(number: int) -> str:
@@ -134,7 +145,7 @@ def summary(outcomes: Iterable[Outcome], programs: Iterable[ProgramOutcome]) -> 
                 values = [_values(done, peer, measure) for peer in (OURS, *BASES)]
                 middles = [_middle(of_peer, _form(of_peer)) for of_peer in values]
                 inside.append([measure.headline, *middles, f"{_middle(better)} ×"])
-    return "\n\n".join(_markdown(table) for table in (rows, inside) if len(table) > 2)
+    return "\n\n".join(markdown(table) for table in (rows, inside) if len(table) > 2)
 
 
 def document(
@@ -189,11 +200,7 @@ def _form(values: list[float]) -> str:
 
 
 def _pairwise(values: list[float], base: list[float]) -> str:
-    return _spread([a / b for a, b in zip(values, base, strict=True) if b], "{:.2f}")
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return spread([a / b for a, b in zip(values, base, strict=True) if b], "{:.2f}")
 
 
 def _remarks(outcome: Outcome) -> str:
@@ -203,9 +210,7 @@ def _remarks(outcome: Outcome) -> str:
             remarks.append(f"{name}: in some round the load generator was busier than the server: a lower bound.")
         waited = sorted(f.waited for f in rounds)
         if waited[-1] > _WAITED:
-            remarks.append(
-                f"{name}: other programs kept it from its processor {_spread(waited, '{:.0%}')} of the time."
-            )
+            remarks.append(f"{name}: other programs kept it from its processor {spread(waited, '{:.0%}')} of the time.")
         if unsent := sum(f.unsent for f in rounds):
             remarks.append(f"{name}: {unsent:,} messages were due but could not be sent in time.")
     return "".join(f"\n- {remark}" for remark in remarks) + ("\n" if remarks else "")
@@ -215,17 +220,12 @@ def _is_limited_by_generator(figures: Figures) -> bool:
     return figures.generator_busy > _BUSY and (figures.server_busy is None or figures.server_busy < _BUSY)
 
 
-def _spread(values: list[float], form: str) -> str:
-    low, middle, high = (form.format(v) for v in (min(values), statistics.median(values), max(values)))
-    return middle if len(values) == 1 else f"{middle} ({low}–{high})"
-
-
 def _ratios_of(rounds: list[Figures], base: list[Figures]) -> list[float]:
     return [a.messages_per_s / b.messages_per_s for a, b in zip(rounds, base, strict=True)]
 
 
 def _ratio(rounds: list[Figures], base: list[Figures]) -> str:
-    return _spread(_ratios_of(rounds, base), "{:.2f}")
+    return spread(_ratios_of(rounds, base), "{:.2f}")
 
 
 def _cpu_ratio(rounds: list[Figures], base: list[Figures]) -> str:
