@@ -12,18 +12,19 @@ import logging
 import random
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.struct_pb2 import ListValue
 
-from certificates import server_context
+from certificates import NAME, client_context, server_context
 from protobuf_messages import QUERY, adler32, behind_length, named_frame, tagged_frame
 from pymuduo import (
     Buffer,
     EventLoop,
     InetAddress,
+    Layer,
     ProxyProtocol,
     ProxyProtocolError,
     TcpConnection,
@@ -31,6 +32,7 @@ from pymuduo import (
     UnixAddress,
     encode_proxy_header,
     parse_proxy_header,
+    start_tls,
 )
 from pymuduo.codec import (
     Codec,
@@ -100,7 +102,7 @@ def fuzz_buffer(data: bytes) -> None:
 
 
 def _one_step(buffer: Buffer, model: bytearray, views: list[tuple[memoryview, bytes]], choices: Choices) -> None:
-    step = choices.number(14)
+    step = choices.number(19)
     piece = choices.take(choices.number(50))
     count = choices.number(60)
     if step == 0:
@@ -145,6 +147,65 @@ def _one_step(buffer: Buffer, model: bytearray, views: list[tuple[memoryview, by
     elif step == 13:
         check(buffer.retrieve_all_as_bytes() == bytes(model), "retrieve_all_as_bytes")
         model.clear()
+    elif step == 14:
+        _same_or_refused(count, model, lambda: _nothing(buffer.retrieve(count)) or bytes(model[:count]))
+    elif step == 15:
+        _find_ends(buffer, model, count)
+    elif step == 16:
+        other = Buffer(piece)
+        buffer.append(other)
+        model += piece
+        check(bytes(other) == piece, "a Buffer that is appended changes")
+    elif step == 17:
+        _integer(buffer, model, width=(1, 2, 4, 8)[count % 4], what=count // 4 % 4, value=piece)
+    elif step == 18:
+        _through_a_socket(buffer, model, piece * (1 + count * 20), is_short_of_scratch=bool(count % 2))
+
+
+def _nothing(result: object) -> None:
+    check(result is None, "a result where there is none")
+
+
+def _find_ends(buffer: Buffer, model: bytearray, start: int) -> None:
+    for find, what in ((buffer.find_crlf, b"\r\n"), (buffer.find_eol, b"\n")):
+        try:
+            check(find(start) == model.find(what, start), "find an end")
+        except ValueError:
+            check(start > len(model), "refused to look where there is something")
+
+
+def _integer(buffer: Buffer, model: bytearray, *, width: int, what: int, value: bytes) -> None:
+    number = int.from_bytes(value[:width].ljust(width, b"\xff"), "big", signed=True)
+    verb = ("append", "prepend", "peek", "read")[what]
+    method = getattr(buffer, f"{verb}_int{8 * width}")
+    if what < 2:
+        method(number)
+        at = len(model) if what == 0 else 0
+        model[at:at] = number.to_bytes(width, "big", signed=True)
+        return
+    try:
+        check(method() == int.from_bytes(model[:width], "big", signed=True), verb)
+    except ValueError:
+        check(len(model) < width, f"{verb} refused")
+        return
+    if verb == "read":
+        del model[:width]
+
+
+def _through_a_socket(buffer: Buffer, model: bytearray, incoming: bytes, *, is_short_of_scratch: bool) -> None:
+    """Write what there is to a socket, and read something else from it, as connections do."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        if model:
+            count = buffer.write_fd(ours.fileno())
+            check(theirs.recv(1 << 20) == model[:count], "write_fd")
+            del model[:count]
+        if incoming:
+            theirs.sendall(incoming)
+            scratch = bytearray(20 if is_short_of_scratch else 1 << 16)
+            count = buffer.read_fd(ours.fileno(), scratch)
+            model += incoming[:count]
+            buffer.give_back()
 
 
 def _same_or_refused(count: int, model: bytearray, call: Callable[[], bytes], takes: bool = True) -> None:
@@ -359,6 +420,7 @@ def fuzz_addresses(data: bytes) -> None:
         again = InetAddress(f"{address.ip}%{scope}" if scope else address.ip, port)
         check(again == address, "another address from its own text")
         check(hash(again) == hash(address), "hash")
+        check(InetAddress.parse(address.ip_port).port == port, "parse")
     for make in (UnixAddress, UnixAddress.abstract):
         try:
             unix = make(data)
@@ -377,34 +439,90 @@ class _Entry:
     def __init__(self) -> None:
         self.loop = EventLoop.current() or EventLoop()
         self.context = server_context()
+        self.peer = client_context()
         self.address = InetAddress.loopback(1)
         self.failures: list[BaseException] = []
         self.loop.exception_handler = lambda error, source: self.failures.append(error)
         self.trusted = ProxyProtocol(["127.0.0.0/8"])
 
     def try_one(self, data: bytes, *, has_header: bool) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        ups: list[TcpConnection] = []
-        connection = TcpConnection(self.loop, "fuzzed", ours.detach(), self.address, self.address)
-        connection.connection_callback = ups.append
+        """Say *data* instead of a hello."""
         layer = TlsLayer(self.context, server_side=True)
-        connection.set_layer(ProxyLayer(self.trusted, layer) if has_header else layer)
-        with theirs:
+        ups: list[TcpConnection] = []
+        with self._connection(ProxyLayer(self.trusted, layer) if has_header else layer) as (connection, theirs):
+            connection.connection_callback = ups.append
             connection.connect_established()
-            theirs.setblocking(False)
             half = len(data) // 2
             for piece in (data[:half], data[half:]):
-                try:
-                    theirs.send(piece)
-                except OSError:
-                    break  # it has had enough
-                self._turn()
+                self._say(theirs, piece)
+        check(ups == [], "up without a handshake")
+
+    def try_to_switch(self, data: bytes) -> None:
+        """Say *data* where the conversation may go on in TLS, once a line asks for it."""
+        heard = bytearray()
+
+        def on_message(connection: TcpConnection, buffer: Buffer, _: object) -> None:
+            heard.extend(buffer.peek())
+            has_asked = b"STARTTLS\n" in heard
+            buffer.retrieve(heard.index(b"STARTTLS\n") + 9 - len(heard) + len(buffer) if has_asked else len(buffer))
+            if has_asked:
+                connection.message_callback = lambda _connection, _buffer, _time: self.failures.append(
+                    BrokenPromiseError("heard without a handshake")
+                )
+                start_tls(connection, self.context, server_side=True)
+
+        with self._connection(None) as (connection, theirs):
+            connection.message_callback = on_message
+            connection.connect_established()
+            half = len(data) // 2
+            for piece in (data[:half], data[half:]):
+                self._say(theirs, piece)
+
+    def try_records(self, data: bytes) -> None:
+        """Say *data* behind a handshake, in pieces that are encrypted or not."""
+        choices, heard, said = Choices(data), bytearray(), bytearray()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        peer = self.peer.wrap_bio(incoming, outgoing, server_hostname=NAME)
+        with self._connection(TlsLayer(self.context, server_side=True)) as (connection, theirs):
+            connection.message_callback = lambda _, buffer, _time: heard.extend(buffer.retrieve_all_as_bytes())
+            connection.connect_established()
+            while not connection.connected:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    peer.do_handshake()
+                self._say(theirs, outgoing.read())
+                with contextlib.suppress(BlockingIOError):
+                    incoming.write(theirs.recv(1 << 16))
+            is_genuine = True
+            while choices:
+                is_genuine = choices.number(4) > 0 and is_genuine
+                piece = choices.take(1 + choices.number(80))
+                if is_genuine:
+                    peer.write(piece)
+                    said += piece
+                    piece = outgoing.read()
+                self._say(theirs, piece)
+        check(heard == said, "what is heard is not what was encrypted")
+
+    @contextlib.contextmanager
+    def _connection(self, layer: Layer | None) -> Iterator[tuple[TcpConnection, socket.socket]]:
+        """Make a connection and the socket of its peer, which leaves at the end; then the connection has ended."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        connection = TcpConnection(self.loop, "fuzzed", ours.detach(), self.address, self.address)
+        if layer is not None:
+            connection.set_layer(layer)
+        with theirs:
+            theirs.setblocking(False)
+            yield connection, theirs
         self._turn()
         check(not self.failures, f"an exception: {self.failures}")
-        check(ups == [], "up without a handshake")
         check(connection.disconnected, "still there")
         check(connection.error is None or isinstance(connection.error, (OSError, ValueError)), "its error")
+
+    def _say(self, theirs: socket.socket, piece: bytes) -> None:
+        with contextlib.suppress(OSError):  # it has had enough
+            theirs.send(piece)
+        self._turn()
 
     def _turn(self) -> None:
         """Let the loop do what it has to do, twice: what is queued meanwhile as well."""
@@ -446,6 +564,16 @@ def fuzz_proxy_entry(data: bytes) -> None:
     _entrance().try_one(data, has_header=True)
 
 
+def fuzz_starttls(data: bytes) -> None:
+    """The same on a connection that goes on in TLS; what came before is never taken for what came through it."""
+    _entrance().try_to_switch(data)
+
+
+def fuzz_tls_records(data: bytes) -> None:
+    """Behind a handshake all is heard that was encrypted, up to the first byte that was not, and nothing else."""
+    _entrance().try_records(data)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "buffer": fuzz_buffer,
     "line_codec": fuzz_line_codec,
@@ -461,6 +589,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "addresses": fuzz_addresses,
     "tls_entry": fuzz_tls_entry,
     "proxy_entry": fuzz_proxy_entry,
+    "starttls": fuzz_starttls,
+    "tls_records": fuzz_tls_records,
 }
 
 
@@ -508,6 +638,13 @@ def seeds(name: str) -> list[bytes]:
         "addresses": [b"\0\x50127.0.0.1", b"\x01\xbb::1", b"\0\0fe80::1%lo", b"\0\0/run/x.sock"],
         "tls_entry": [client_hello, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05\x01\0\0\x01\0"],
         "proxy_entry": [headers[0] + client_hello, headers[1] + client_hello, headers[1][:20]],
+        "starttls": [b"hello\nSTARTTLS\n" + client_hello, b"STARTTLS\n\x16\x03\x01\x00\x05\x01\0\0\x01\0", b"STARTTLS"],
+        "tls_records": [
+            b"\1\5hello\1\5world",
+            b"\1\2one\0\x05\x17\x03\x03\x00\x10x",
+            b"\0\5\x14\x03\x03\x00\x01\x01\1\2two",
+            b"\1\2one\0\x06\x15\x03\x03\x00\x02\x01\x00",
+        ],
     }[name]
 
 
