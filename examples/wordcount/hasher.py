@@ -46,12 +46,13 @@ class Hasher:
 
     def __init__(self, loop: EventLoop, receivers: list[InetAddress], paths: list[Path]) -> None:
         self.failure: str | None = None
+        self.is_done = False  # every receiver has taken its share, and left
         self.word_count = 0
         self._loop = loop
         self._pieces = words_of(paths)
         self._connections: dict[int, TcpConnection] = {}
         self._is_queued = False
-        self.is_finished = False  # everything is on its way
+        self._is_all_sent = False
         self._clients = [self._client(number, address) for number, address in enumerate(receivers)]
 
     def start(self) -> None:
@@ -76,9 +77,10 @@ class Hasher:
                 self.go_on_later()
             return
         del self._connections[number]
-        if not self.is_finished or connection.error is not None:
+        if not self._is_all_sent or connection.error is not None:
             self.fail(f"{connection.peer_address} broke off: {connection.error or 'closed'}")
         elif not self._connections:
+            self.is_done = True
             self._loop.quit()
 
     def on_low_water_mark(self, connection: TcpConnection) -> None:
@@ -93,13 +95,17 @@ class Hasher:
 
     def _go_on(self) -> None:
         self._is_queued = False
-        if self.is_finished or self.failure or len(self._connections) < len(self._clients):
+        if self._is_all_sent or self.failure or len(self._connections) < len(self._clients):
             return
         if any(connection.output_size >= _HIGH_WATER_MARK for connection in self._connections.values()):
             return  # its low-water mark will call
-        words = next(self._pieces, None)
+        try:
+            words = next(self._pieces, None)
+        except OSError as e:
+            self.fail(str(e))
+            return
         if words is None:
-            self.is_finished = True
+            self._is_all_sent = True
             for connection in self._connections.values():
                 _CODEC.send(connection, _END)
                 connection.shutdown()
@@ -126,7 +132,6 @@ def main() -> None:
         "--to",
         action="append",
         required=True,
-        type=InetAddress.parse,
         metavar="HOST:PORT",
         help="a receiver; repeat it",
     )
@@ -134,10 +139,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        hasher = Hasher(loop, options.to, options.files)
+        try:
+            hasher = Hasher(loop, [InetAddress.parse(receiver) for receiver in options.to], options.files)
+        except ValueError as e:
+            parser.error(str(e))
         hasher.start()
         loop.run()
-        if hasher.failure is None and not hasher.is_finished:
+        if hasher.failure is None and not hasher.is_done:
             hasher.failure = "interrupted"
     if hasher.failure:
         sys.exit(hasher.failure)

@@ -60,6 +60,14 @@ class Receiver:
         self._loop.quit()
 
 
+def check_writable(path: Path) -> None:
+    """Raise OSError now, and not when the work is done, if no file can be written there; leaves none behind."""
+    is_new = not path.exists()
+    path.open("ab").close()
+    if is_new:
+        path.unlink()
+
+
 def main() -> None:
     """Receive until all senders have finished, Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(description="adds up the word counts of several senders")
@@ -67,20 +75,29 @@ def main() -> None:
     parser.add_argument("--senders", type=int, default=1, help="how many will come; default %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="the file for the totals, a word and its count a line")
     options = parser.parse_args()
+    if options.senders < 1:
+        parser.error(f"--senders must be 1 at least, got {options.senders}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
         receiver = Receiver(loop, options.senders)
         codec = LineCodec(batch_callback=receiver.on_lines, delimiter=b"\r\n", max_bytes=_MAX_LINE_BYTES)
-        server = TcpServer(loop, InetAddress.any(options.port), "receiver")
+        try:
+            check_writable(options.out)
+            server = TcpServer(loop, InetAddress.any(options.port), "receiver")
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.connection_callback = receiver.on_connection
         server.message_callback = codec.on_message
         server.start()
         loop.run()
     if receiver.failure is not None or receiver.awaited > 0:
         sys.exit(f"no totals: {receiver.failure or 'ended before all senders had finished'}")
-    with options.out.open("wb") as out:
-        out.writelines(b"%b\t%d\n" % pair for pair in sorted(receiver.totals.items()))
+    try:
+        with options.out.open("wb") as out:
+            out.writelines(b"%b\t%d\n" % pair for pair in sorted(receiver.totals.items()))
+    except OSError as e:
+        sys.exit(f"no totals: {e}")
     logging.info("%d words, %d different", receiver.totals.total(), len(receiver.totals))
 
 

@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from pathlib import Path
 
+from conftest import receive_all
 from programs import Program
 
 WORDS = [f"word{number}".encode() for number in range(5000)] + [b"\\end", "naïve".encode(), b"\xff"]
@@ -105,6 +106,45 @@ def test_rubbish_fails_the_totals(tmp_path: Path) -> None:
             sender.sendall(b"word three\r\n")
             assert receiver.wait() == 1
         assert "sent b'word three'" in receiver.err
+
+
+def test_a_file_that_is_not_there_ends_the_hasher_and_fails_the_totals(tmp_path: Path) -> None:
+    text, out = tmp_path / "text", tmp_path / "out"
+    written(text, 1, 10_000)
+    with Program("wordcount/receiver.py", "--port", "0", "--out", str(out)) as receiver:
+        arguments = (str(text), str(tmp_path / "absent"), "--to", f"127.0.0.1:{receiver.port}")
+        with Program("wordcount/hasher.py", *arguments) as hasher:
+            assert hasher.wait() == 1
+        assert "No such file" in hasher.err
+        assert "absent" in hasher.err
+        assert "Traceback" not in hasher.err
+        assert receiver.wait() == 1
+    assert not out.exists()
+
+
+def test_a_hasher_that_is_interrupted_before_all_is_taken_says_so(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(b"one two three")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with Program("wordcount/hasher.py", str(text), "--to", f"127.0.0.1:{listener.getsockname()[1]}") as hasher:
+            peer, _ = listener.accept()
+            with peer:
+                assert receive_all(peer).endswith(b"\\end\r\n")  # it has sent everything, and its FIN
+                assert hasher.end() == 1
+    assert hasher.err == "interrupted"
+
+
+def test_totals_that_can_t_be_written_fail_before_anybody_sends(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_bytes(b"of the last time")
+    for out, code in ((tmp_path, 2), (tmp_path / "absent" / "out", 2), (kept, 1)):
+        with Program("wordcount/receiver.py", "--port", "0", "--out", str(out)) as receiver:
+            if code == 1:
+                assert receiver.port
+                receiver.process.terminate()
+            assert receiver.wait() == code
+            assert "Traceback" not in receiver.err
+    assert kept.read_bytes() == b"of the last time"
 
 
 def test_a_hasher_that_finds_no_receiver_says_so(tmp_path: Path) -> None:
