@@ -71,13 +71,16 @@ def main() -> None:
     meter = Meter()
     with EventLoop() as loop:
         loop.quit_on_signals()
-        server = TcpServer(loop, InetAddress.any(options.port), "chargen")
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress.any(options.port), "chargen")
+            server.thread_num = options.threads
+            loop.run_every(options.interval, meter.report)
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.thread_init_callback = meter.add_loop
         server.connection_callback = on_connection
         server.write_complete_callback = on_write_complete
         server.start()
-        loop.run_every(options.interval, meter.report)
         loop.run()
 
 

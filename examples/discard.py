@@ -69,12 +69,15 @@ def main() -> None:
     meter = Meter()
     with EventLoop() as loop:
         loop.quit_on_signals()
-        server = TcpServer(loop, InetAddress.any(options.port), "discard")
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress.any(options.port), "discard")
+            server.thread_num = options.threads
+            loop.run_every(options.interval, meter.report)
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.thread_init_callback = meter.add_loop
         server.message_callback = on_message
         server.start()
-        loop.run_every(options.interval, meter.report)
         loop.run()
 
 

@@ -46,8 +46,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()  # run() returns, and leaving the block closes what is open
-        server = TcpServer(loop, InetAddress.any(options.port), "echo")
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress.any(options.port), "echo")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:  # the port is taken; or a number is out of range
+            parser.error(str(e))
         server.high_water_mark = _MAX_UNREAD_BYTES
         server.connection_callback = on_connection
         server.message_callback = on_message

@@ -65,9 +65,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        echo = IdleEcho(options.idle)
-        server = TcpServer(loop, InetAddress.any(options.port), "idle-echo")
-        server.thread_num = options.threads
+        try:
+            echo = IdleEcho(options.idle)
+            server = TcpServer(loop, InetAddress.any(options.port), "idle-echo")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.message_callback = echo.on_message
         server.idle_timeouts = echo.timeouts
         server.high_water_mark = _MAX_UNREAD_BYTES

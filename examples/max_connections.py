@@ -53,12 +53,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="I/O loops; 0, the default: the main loop does it all")
     options = parser.parse_args()
     if options.most < 1:
-        parser.error("one place at least")
+        parser.error(f"--most must be 1 at least, got {options.most}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        server = TcpServer(loop, InetAddress.any(options.port), "max-connections")
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress.any(options.port), "max-connections")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.limits = ConnectionLimits(max_connections=options.most + _REFUSED_AT_ONCE)
         server.max_output_bytes = _MAX_UNREAD_BYTES
         server.connection_callback = Doorkeeper(server, options.most).on_connection

@@ -150,13 +150,18 @@ class Supervisor:
                 worker.stdout.close()
 
 
-def supervise(port: int) -> None:
-    """Keep a worker serving until Ctrl-C or SIGTERM."""
+def listen(port: int) -> Socket:
+    """Return the socket that outlives the workers."""
     address = InetAddress.any(port)
     listening = Socket.create(address.family)
     listening.set_reuse_address(True)
     listening.bind(address)
     listening.listen()
+    return listening
+
+
+def supervise(listening: Socket) -> None:
+    """Keep a worker serving until Ctrl-C or SIGTERM."""
     with EventLoop() as loop:
         supervisor = Supervisor(loop, listening)
         loop.quit_on_signals()
@@ -178,8 +183,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if options.worker is not None:
         work(options.worker)
-    else:
-        supervise(options.port)
+        return
+    try:
+        listening = listen(options.port)
+    except (OSError, ValueError) as e:
+        parser.error(str(e))
+    supervise(listening)
 
 
 if __name__ == "__main__":

@@ -33,30 +33,41 @@ def report(udp: UdpSocket, data: bytes, sender: InetAddress, receive_time: Times
         print(f"round trip {back_us - sent_us} us, clock offset {theirs_us - (sent_us + back_us) // 2} us", flush=True)
 
 
+def serve(loop: EventLoop, port: int) -> None:
+    """Answer whoever asks."""
+    udp = UdpSocket(loop, InetAddress.any(port))
+    udp.message_callback = answer
+    logging.info("roundtrip listens on %s, UDP", udp.address)
+    udp.start()
+
+
+def ask_every(loop: EventLoop, server: InetAddress, seconds: float) -> None:
+    """Ask again and again."""
+    udp = UdpSocket(loop, family=server.family)
+    udp.message_callback = report
+    udp.error_callback = lambda udp, error: logging.warning("%s: %s", server, error)
+    udp.connect(server)
+    loop.run_every(seconds, lambda: udp.send(_MESSAGE.pack(Timestamp.now().us, 0)))
+    udp.start()
+
+
 def main() -> None:
     """Answer, or ask; until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(description="measures round trips and clock offsets with datagrams")
     parser.add_argument("--port", type=int, default=3123, help="the server's; 0 lets the kernel choose; default 3123")
-    parser.add_argument("--to", type=InetAddress.parse, help="be the client of the server at host:port")
+    parser.add_argument("--to", metavar="HOST:PORT", help="be the client of the server there")
     parser.add_argument("--every", type=float, default=0.2, help="seconds between questions; default %(default)s")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        if options.to is None:
-            udp = UdpSocket(loop, InetAddress.any(options.port))
-            udp.message_callback = answer
-            logging.info("roundtrip listens on %s, UDP", udp.address)
-        else:
-            udp = UdpSocket(loop, family=options.to.family)
-            udp.message_callback = report
-            udp.connect(options.to)
-
-            def ask() -> None:
-                udp.send(_MESSAGE.pack(Timestamp.now().us, 0))
-
-            loop.run_every(options.every, ask)
-        udp.start()
+        try:
+            if options.to is None:
+                serve(loop, options.port)
+            else:
+                ask_every(loop, InetAddress.parse(options.to), options.every)
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         loop.run()
 
 

@@ -57,16 +57,19 @@ class Relay:
 def main() -> None:
     """Relay until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(description="TCP relay: connects whoever connects to another address")
-    parser.add_argument("--to", type=InetAddress.parse, default="127.0.0.1:2007", help="where to; default %(default)s")
+    parser.add_argument("--to", default="127.0.0.1:2007", metavar="HOST:PORT", help="where to; default %(default)s")
     parser.add_argument("--port", type=int, default=2000, help="0 lets the kernel choose; default %(default)s")
     parser.add_argument("--threads", type=int, default=0, help="I/O loops; 0, the default: the main loop does it all")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        relay = Relay(options.to)
-        server = TcpServer(loop, InetAddress.any(options.port), "relay")
-        server.thread_num = options.threads
+        try:
+            relay = Relay(InetAddress.parse(options.to))
+            server = TcpServer(loop, InetAddress.any(options.port), "relay")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.connection_callback = relay.on_connection
         server.idle_timeouts = relay.timeouts
         server.start()

@@ -74,7 +74,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        question = Question(loop, options.host, options.port, options.timeout)
+        try:
+            question = Question(loop, options.host, options.port, options.timeout)
+        except ValueError as e:
+            parser.error(str(e))
         question.ask()
         loop.run()
     if question.answer is None:

@@ -55,14 +55,20 @@ def main() -> None:
     parser.add_argument("--key", type=Path, default=Path("key.pem"), help="default %(default)s")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if not options.certificate.exists() and not options.key.exists():
-        make_certificate(options.certificate, options.key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(options.certificate, options.key)
+    try:
+        if not options.certificate.exists() and not options.key.exists():
+            make_certificate(options.certificate, options.key)
+        context.load_cert_chain(options.certificate, options.key)
+    except (OSError, subprocess.CalledProcessError) as e:
+        parser.error(f"no certificate {options.certificate} with key {options.key}: {e}")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        server = TcpServer(loop, InetAddress.any(options.port), "tls-echo", ssl_context=context)
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress.any(options.port), "tls-echo", ssl_context=context)
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.connection_callback = on_connection
         server.handshake_failed_callback = on_handshake_failed
         server.message_callback = on_message

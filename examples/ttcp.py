@@ -128,6 +128,16 @@ class Transmitter:
         self._loop.quit()
 
 
+def receive(loop: EventLoop, port: int, threads: int) -> None:
+    """Serve whoever transmits."""
+    receiver = Receiver()
+    server = TcpServer(loop, InetAddress.any(port), "ttcp")
+    server.thread_num = threads
+    server.connection_callback = receiver.on_connection
+    server.message_callback = receiver.on_message
+    server.start()
+
+
 def main() -> None:
     """Receive until Ctrl-C or SIGTERM, or transmit once."""
     parser = argparse.ArgumentParser(description="measures throughput; two of these, one at each end")
@@ -142,22 +152,19 @@ def main() -> None:
     if options.number < 1 or not 0 < options.length <= _MAX_BLOCK_BYTES:
         parser.error(f"one block or more, of 1 to {_MAX_BLOCK_BYTES} bytes")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    failure = None
     with EventLoop() as loop:
         loop.quit_on_signals()
-        if options.receive:
-            receiver = Receiver()
-            server = TcpServer(loop, InetAddress.any(options.port), "ttcp")
-            server.thread_num = options.threads
-            server.connection_callback = receiver.on_connection
-            server.message_callback = receiver.on_message
-            server.start()
-            loop.run()
-        else:
-            transmitter = Transmitter(loop, options.transmit, options.port, options.number, options.length)
-            transmitter.client.connect()
-            loop.run()
-            failure = transmitter.failure
+        try:
+            if options.receive:
+                receive(loop, options.port, options.threads)
+                transmitter = None
+            else:
+                transmitter = Transmitter(loop, options.transmit, options.port, options.number, options.length)
+                transmitter.client.connect()
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
+        loop.run()
+        failure = None if transmitter is None else transmitter.failure
     if failure:
         sys.exit(f"ttcp: {failure}")
 

@@ -56,7 +56,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        watch = Watch(loop, options.host, options.port, options.silence)
+        try:
+            watch = Watch(loop, options.host, options.port, options.silence)
+        except ValueError as e:
+            parser.error(str(e))
         watch.client.connect()
         loop.run()
 

@@ -78,7 +78,10 @@ def main() -> None:
 
     with EventLoop() as loop:
         loop.quit_on_signals()
-        client = TcpClient(loop, (options.host, options.port), "chat", connect_timeout_s=_PATIENCE_S)
+        try:
+            client = TcpClient(loop, (options.host, options.port), "chat", connect_timeout_s=_PATIENCE_S)
+        except ValueError as e:
+            parser.error(str(e))
         client.connection_callback = on_connection
         client.message_callback = ChatCodec(print_message).on_message
         client.connect_failed_callback = on_connect_failed

@@ -243,9 +243,12 @@ def main() -> None:
         test = LoadTest(loop, options)
         if test.due * options.clients * (options.bytes + _NOTE_BYTES) > _MAX_NOTES_BYTES:
             parser.error(f"{test.due * options.clients} deliveries are more than there is memory for")
-        pool = EventLoopThreadPool(loop, "load", options.threads)
-        pool.start()
-        test.start(pool, options.clients)
+        try:
+            pool = EventLoopThreadPool(loop, "load", options.threads)
+            pool.start()
+            test.start(pool, options.clients)
+        except ValueError as e:
+            parser.error(str(e))
         loop.run()
         failure = test.failure  # what ends from here on, we end
         pool.stop()

@@ -331,11 +331,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="I/O loops; 0, the default: the main loop does it all")
     parser.add_argument("--name", action="append", default=[], help="a host name that browsers may call us by, as well")
     options = parser.parse_args()
+    if not 0 < options.chat_port <= 65535:
+        parser.error(f"--chat-port must be 1 to 65535, got {options.chat_port}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        server = TcpServer(loop, InetAddress(options.host, options.port), "web")
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress(options.host, options.port), "web")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.limits = ConnectionLimits(max_connections=1000)
         server.idle_timeouts = IdleTimeouts(both_s=_IDLE_S, stall_s=_IDLE_S)
         port = server.address.port

@@ -60,8 +60,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        server = TcpServer(loop, InetAddress.any(options.port), "download")
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress.any(options.port), "download")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.connection_callback = FileServer(options.file).on_connection
         server.idle_timeouts = IdleTimeouts(both_s=_IDLE_S)
         server.limits = ConnectionLimits(max_connections=_MAX_CLIENTS)

@@ -84,8 +84,11 @@ def main() -> None:
     with EventLoop() as loop:
         loop.quit_on_signals()
         files = FileServer(options.file)
-        server = TcpServer(loop, InetAddress.any(options.port), "download2")
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress.any(options.port), "download2")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.connection_callback = files.on_connection
         server.write_complete_callback = files.send_piece
         server.peer_shutdown_callback = files.on_peer_shutdown

@@ -202,7 +202,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="I/O loops; 0, the default: the main loop does it all")
     parser.add_argument(
         "--bridge",
-        type=EngineAddress.parse,
         metavar="URL",
         help="nats://HOST:PORT/NAME or redis://…: be one with all hubs that name the same; /hub unless given",
     )
@@ -210,11 +209,15 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        server = TcpServer(loop, InetAddress.any(options.port), "hub")
-        server.thread_num = options.threads
+        try:
+            bridge = None if options.bridge is None else EngineAddress.parse(options.bridge)
+            server = TcpServer(loop, InetAddress.any(options.port), "hub")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         hub = Hub(server)
-        if options.bridge is not None:
-            hub.bridge = Bridge(loop, options.bridge, hub.take_from_afar)
+        if bridge is not None:
+            hub.bridge = Bridge(loop, bridge, hub.take_from_afar)
         server.start()
         loop.run()
 

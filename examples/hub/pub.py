@@ -24,25 +24,32 @@ _PATIENCE_S = 10.0
 
 
 class Publisher:
-    """Publishes a message, or lines, and leaves; ``exit_code`` tells how it went. The loop's thread, but for lines."""
+    """Publishes a message, or lines, and leaves; ``failure`` tells how it went. The loop's thread, but for lines."""
 
     def __init__(self, loop: EventLoop, client: HubClient, topic: bytes, content: bytes | None) -> None:
-        self.exit_code = 0
+        self.failure: str | None = None
         self._loop = loop
         self._client = client
         self._topic = topic
         self._content = content
-        self._has_left = threading.Event()
+        self._has_left = threading.Event()  # everything that was published, or is to be
+        if content is None:
+            self._has_left.set()
         self._is_done = False
         client.connection_callback = self._on_connection
         client.tcp.connect_failed_callback = self._on_failure
         client.tcp.write_complete_callback = self._on_write_complete
 
+    @property
+    def owes(self) -> bool:
+        """Whether something was to be published that has not left; from any thread."""
+        return not self._has_left.is_set()
+
     def _on_connection(self, client: HubClient) -> None:
         if not client.connected:
-            self._has_left.set()
-            if not self._is_done:
+            if self.owes or not self._is_done:
                 self._fail("the hub has gone")
+            self._has_left.set()  # or a thread would wait for ever
             self._loop.quit()
         elif self._content is None:
             threading.Thread(target=self._publish_lines, daemon=True).start()
@@ -63,8 +70,7 @@ class Publisher:
         self._loop.run_after(_PATIENCE_S, self._client.tcp.close)
 
     def _fail(self, reason: str) -> None:
-        logging.error("%s", reason)
-        self.exit_code = 1
+        self.failure = self.failure or reason
 
     # --- in a thread of its own, which may wait ---
 
@@ -105,11 +111,17 @@ def main() -> None:
         parser.error(str(e))
     with EventLoop() as loop:
         loop.quit_on_signals()
-        client = HubClient(loop, (options.host, options.port), "pub", retry=False)
+        try:
+            client = HubClient(loop, (options.host, options.port), "pub", retry=False)
+        except ValueError as e:
+            parser.error(str(e))
         publisher = Publisher(loop, client, topic, None if content == b"-" else content)
         client.start()
         loop.run()
-    sys.exit(publisher.exit_code)
+        failure = publisher.failure  # what ends from here on, we end
+        if failure is None and publisher.owes:
+            failure = "interrupted"
+    sys.exit(failure)
 
 
 if __name__ == "__main__":

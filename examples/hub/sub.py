@@ -47,9 +47,9 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # what this terminal has no character for
     with EventLoop() as loop:
         loop.quit_on_signals()
-        client = HubClient(loop, (options.host, options.port), "sub")
-        client.connection_callback = log_connection
         try:
+            client = HubClient(loop, (options.host, options.port), "sub")
+            client.connection_callback = log_connection
             for topic in options.topics:
                 client.subscribe(os.fsencode(topic), print_message)
         except ValueError as e:

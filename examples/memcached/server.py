@@ -164,11 +164,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.memory < 2:
         parser.error(f"--memory must be 2 at least, so that the largest item fits, got {options.memory}")
+    if options.connections < 1:
+        parser.error(f"--connections must be 1 at least, got {options.connections}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        server = TcpServer(loop, InetAddress.any(options.port), "memcached")
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress.any(options.port), "memcached")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.limits = ConnectionLimits(max_connections=options.connections)
         server.idle_timeouts = IdleTimeouts(stall_s=_STALL_S)
         MemcachedServer(server, options.memory << 20)

@@ -86,16 +86,19 @@ class Demultiplexer:
 def main() -> None:
     """Serve until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(description="demultiplexer: connects each client of a multiplexer to the backend")
-    parser.add_argument("--backend", type=InetAddress.parse, default="127.0.0.1:2007", help="default %(default)s")
+    parser.add_argument("--backend", default="127.0.0.1:2007", metavar="HOST:PORT", help="default %(default)s")
     parser.add_argument("--port", type=int, default=9999, help="0 lets the kernel choose; default %(default)s")
     parser.add_argument("--threads", type=int, default=0, help="I/O loops; 0, the default: the main loop does it all")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        demultiplexer = Demultiplexer(options.backend)
-        server = TcpServer(loop, InetAddress.any(options.port), "demultiplexer")
-        server.thread_num = options.threads
+        try:
+            demultiplexer = Demultiplexer(InetAddress.parse(options.backend))
+            server = TcpServer(loop, InetAddress.any(options.port), "demultiplexer")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.connection_callback = demultiplexer.on_link
         server.message_callback = demultiplexer.codec.on_message
         server.idle_timeouts = link_timeouts()

@@ -146,16 +146,19 @@ class Multiplexer:
 def main() -> None:
     """Serve until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(description="multiplexer: many clients share one connection to the backend")
-    parser.add_argument("--backend", type=InetAddress.parse, default="127.0.0.1:9999", help="default %(default)s")
+    parser.add_argument("--backend", default="127.0.0.1:9999", metavar="HOST:PORT", help="default %(default)s")
     parser.add_argument("--port", type=int, default=3333, help="0 lets the kernel choose; default %(default)s")
     parser.add_argument("--threads", type=int, default=0, help="I/O loops; 0, the default: the main loop does it all")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        multiplexer = Multiplexer(loop, options.backend)
-        server = TcpServer(loop, InetAddress.any(options.port), "multiplexer")
-        server.thread_num = options.threads
+        try:
+            multiplexer = Multiplexer(loop, InetAddress.parse(options.backend))
+            server = TcpServer(loop, InetAddress.any(options.port), "multiplexer")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.connection_callback = multiplexer.on_client
         server.idle_timeouts = member_timeouts()
         server.start()

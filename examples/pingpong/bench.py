@@ -14,6 +14,7 @@ import argparse
 import os
 import socket
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -51,15 +52,15 @@ class Ring:
 
         return read
 
-    def run(self, active_count: int, write_count: int) -> float:
-        """Set bytes going, wait until all have been read, and return the seconds it took."""
+    def run(self, active_count: int, write_count: int) -> float | None:
+        """Set bytes going, wait until all have been read, and return the seconds it took; None: broken off."""
         self._to_write = write_count
         self._to_read = write_count + active_count
         begin = time.perf_counter()
         for number in range(active_count):
             os.write(self._write_fds[number * len(self._pairs) // active_count], b"m")
         self._loop.run()
-        return time.perf_counter() - begin
+        return None if self._to_read else time.perf_counter() - begin
 
     def close(self) -> None:
         """Let go of all descriptors."""
@@ -72,7 +73,7 @@ class Ring:
 
 
 def main() -> None:
-    """Run some rounds and print the median."""
+    """Run some rounds, or until Ctrl-C or SIGTERM, and print the median."""
     parser = argparse.ArgumentParser(description="measures how long the loop takes for an event")
     parser.add_argument("--pairs", type=int, default=100, help="socket pairs watched; default %(default)s")
     parser.add_argument("--active", type=int, default=1, help="bytes under way at a time; default %(default)s")
@@ -81,10 +82,18 @@ def main() -> None:
     options = parser.parse_args()
     if not 0 < options.active <= options.pairs or options.writes < 0 or options.rounds < 1:
         parser.error("at least one byte under way, one pair for each, and one round")
+    seconds: list[float] = []
     with EventLoop() as loop:
-        ring = Ring(loop, options.pairs)
-        seconds = [ring.run(options.active, options.writes) for _ in range(options.rounds)]
+        loop.quit_on_signals()
+        try:
+            ring = Ring(loop, options.pairs)
+        except OSError as e:
+            parser.error(str(e))
+        while len(seconds) < options.rounds and (taken := ring.run(options.active, options.writes)) is not None:
+            seconds.append(taken)
         ring.close()
+    if not seconds:
+        sys.exit("interrupted before the end of the first round")
     event_us = statistics.median(seconds) / (options.writes + options.active) * 1e6
     print(f"{options.pairs} pairs, {options.active} active: {event_us:.2f} us an event")
 

@@ -30,8 +30,8 @@ class QueryClient:
     def __init__(self, loop: EventLoop, host: str, port: int, message: Message) -> None:
         self._loop = loop
         self._message = message
-        self.failure = ""
-        self._is_answered = False
+        self.failure: str | None = None
+        self.is_answered = False
         dispatcher = ProtobufDispatcher(self.on_unknown_message)
         dispatcher.register(Answer, self.on_answer)
         self._codec = ProtobufCodec(dispatcher.on_message, max_bytes=_MAX_FRAME_BYTES)
@@ -45,7 +45,7 @@ class QueryClient:
         """Send when it is up, leave when it is down."""
         if connection.connected:
             self._codec.send(connection, self._message)
-        elif self._is_answered:
+        elif self.is_answered:
             self._loop.quit()
         else:
             self._fail("the server has hung up without an answer")
@@ -56,7 +56,7 @@ class QueryClient:
 
     def on_answer(self, connection: TcpConnection, answer: Answer, receive_time: Timestamp) -> None:
         """Print it."""
-        self._is_answered = True
+        self.is_answered = True
         answerer, questioner = printable(answer.answerer), printable(answer.questioner)
         print(f"{answerer} answers {questioner}, query {answer.id}:")
         for solution in answer.solution:
@@ -96,12 +96,16 @@ def main() -> None:
         message = Query(id=1, questioner=options.name, question=options.question)
     with EventLoop() as loop:
         loop.quit_on_signals()
-        client = QueryClient(loop, options.host, options.port, message)
+        try:
+            client = QueryClient(loop, options.host, options.port, message)
+        except ValueError as e:
+            parser.error(str(e))
         loop.run_after(_PATIENCE_S, client.on_time_out)
         loop.run()
-        failure = client.failure  # before the loop ends the connection: Ctrl-C is none
-    if failure:
-        sys.exit(failure)
+        failure = client.failure  # what ends from here on, we end
+        if failure is None and not client.is_answered:
+            failure = "interrupted"
+    sys.exit(failure)
 
 
 if __name__ == "__main__":

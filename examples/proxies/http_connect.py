@@ -179,8 +179,11 @@ def main() -> None:
     with EventLoop() as loop:
         loop.quit_on_signals()
         proxy = HttpConnect(options.user, options.patience)
-        server = TcpServer(loop, InetAddress(options.host, options.port), "http-connect")
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress(options.host, options.port), "http-connect")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.connection_callback = proxy.on_connection
         server.idle_timeouts = proxy.timeouts
         server.start()

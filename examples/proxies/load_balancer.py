@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=2000, help="0 lets the kernel choose; default %(default)s")
     parser.add_argument("--threads", type=int, default=0, help="I/O loops; 0, the default: the main loop does it all")
     parser.add_argument(
-        "--backend", type=InetAddress.parse, action="append", help="one for each; 127.0.0.1:2007 if there is none"
+        "--backend", action="append", metavar="HOST:PORT", help="one for each; 127.0.0.1:2007 if there is none"
     )
     parser.add_argument("--policy", choices=["turn", "least"], default="turn", help="by turns, or fewest connections")
     parser.add_argument(
@@ -206,17 +206,22 @@ def main() -> None:
     parser.add_argument("--patience", type=seconds, default=_PATIENCE_S, help="seconds to connect in; %(default)g")
     parser.add_argument("--proxy-protocol", action="store_true", help="tell the backends who the client is")
     options = parser.parse_args()
+    if min(options.fall, options.rise) < 1:
+        parser.error("it takes one check at least to change what is known of a backend")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
-        addresses = options.backend or [InetAddress.loopback(2007)]
+        try:
+            addresses = [InetAddress.parse(backend) for backend in options.backend or ["127.0.0.1:2007"]]
+            server = TcpServer(loop, InetAddress.any(options.port), "balancer")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         table = Table(addresses, options.policy, options.fall, options.rise)
         loop.add_signal_handler(signal.SIGUSR1, table.report)
         for backend in table.backends:
             Check(loop, table, backend, options.check, _CHECK_HEADER if options.proxy_protocol else b"")
         balancer = Balancer(table, options.proxy_protocol, options.patience)
-        server = TcpServer(loop, InetAddress.any(options.port), "balancer")
-        server.thread_num = options.threads
         server.connection_callback = balancer.on_connection
         server.idle_timeouts = balancer.timeouts
         server.start()

@@ -49,8 +49,11 @@ def main() -> None:
         loop.quit_on_signals()
         service = Service()
         loop.run_every(_SWEEP_S, service.sweep, loop)
-        server = TcpServer(loop, InetAddress.loopback(options.port), "redis")
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress.loopback(options.port), "redis")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.connection_callback = service.on_connection
         server.message_callback = service.codec.on_message
         server.start()

@@ -11,7 +11,9 @@ longer is the way there and back.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import signal
 import sys
 import time
 from collections import Counter
@@ -68,12 +70,16 @@ def print_times(count: int, seconds: float) -> None:
 
 
 def solve_here(puzzles: Sequence[bytes]) -> None:
-    """Solve them in this program."""
+    """Solve them in this program, which has no loop, until Ctrl-C or SIGTERM; either interrupts Python itself."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    answers: list[bytes] = []
     started = time.monotonic()
-    answers = [answer(puzzle) for puzzle in puzzles]
+    with contextlib.suppress(KeyboardInterrupt):
+        for puzzle in puzzles:
+            answers.append(answer(puzzle))  # one by one: those that there are when it is interrupted count
     seconds = time.monotonic() - started
     print(f"{sum(map(is_solution, puzzles, answers))} solved")
-    print_times(len(puzzles), seconds)
+    print_times(len(answers), seconds)
 
 
 def main() -> None:
@@ -91,7 +97,11 @@ def main() -> None:
         return
     with EventLoop() as loop:
         loop.quit_on_signals()
-        code = Batches(loop, options, puzzles).run()
+        try:
+            crew = Batches(loop, options, puzzles)
+        except ValueError as e:
+            options_parser.error(str(e))
+        code = crew.run()
     sys.exit(code)
 
 

@@ -94,13 +94,17 @@ def main() -> None:
     options_parser.add_argument("--rate", type=float, default=100.0, help="requests a second; default %(default)s")
     options_parser.add_argument("--seconds", type=float, default=5.0, help="how long; default %(default)s")
     options = options_parser.parse_args()
-    if options.connections < 1 or not 0 < options.rate <= 1e6:
-        options_parser.error("it takes at least one connection and a rate above 0, up to a million")
+    if options.connections < 1 or not 0 < options.rate <= 1e6 or not 0 <= options.seconds <= 1e9:
+        options_parser.error("it takes at least one connection, a rate above 0, up to a million, and no endless time")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     puzzles = read_puzzles(options.file)
     with EventLoop() as loop:
         loop.quit_on_signals()
-        code = LoadTest(loop, options, puzzles).run()
+        try:
+            crew = LoadTest(loop, options, puzzles)
+        except ValueError as e:
+            options_parser.error(str(e))
+        code = crew.run()
     sys.exit(code)
 
 

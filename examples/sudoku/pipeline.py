@@ -74,13 +74,17 @@ def main() -> None:
     options_parser.add_argument("--pipeline", type=int, default=1, help="in flight on each; default %(default)s")
     options_parser.add_argument("--seconds", type=float, default=5.0, help="how long; default %(default)s")
     options = options_parser.parse_args()
-    if options.connections < 1 or options.pipeline < 1:
-        options_parser.error("it takes at least one connection and one request in flight")
+    if options.connections < 1 or options.pipeline < 1 or not options.seconds >= 0:
+        options_parser.error("it takes at least one connection, one request in flight, and no negative time")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     puzzles = read_puzzles(options.file)
     with EventLoop() as loop:
         loop.quit_on_signals()
-        code = Pipeline(loop, options, puzzles).run()
+        try:
+            crew = Pipeline(loop, options, puzzles)
+        except ValueError as e:
+            options_parser.error(str(e))
+        code = crew.run()
     sys.exit(code)
 
 

@@ -31,13 +31,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="threads that solve; default %(default)s")
     parser.add_argument("--processes", type=int, default=0, help="that solve, instead of threads")
     options = parser.parse_args()
-    if options.workers < 1:
-        parser.error("it takes at least one worker")
+    if options.workers < 1 or options.processes < 0:
+        parser.error("--workers must be 1 at least, and --processes 0")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with SolverPool(options.workers, options.processes) as pool, EventLoop() as loop:
         loop.quit_on_signals()
-        server = TcpServer(loop, InetAddress.any(options.port), "sudoku")
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress.any(options.port), "sudoku")
+            server.thread_num = options.threads
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         SudokuService(pool.begin, _MAX_IN_WORK).serve(server)
         server.start()
         loop.run()

@@ -60,12 +60,15 @@ def main() -> None:
     with EventLoop() as loop:
         loop.quit_on_signals()
         tallies = Tallies()
-        server = TcpServer(loop, InetAddress.any(options.port), "sudoku")
-        server.thread_num = options.threads
+        try:
+            server = TcpServer(loop, InetAddress.any(options.port), "sudoku")
+            server.thread_num = options.threads
+            loop.run_every(options.interval, tallies.report)
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         server.thread_init_callback = tallies.add_loop
         SudokuService(begin, max_in_work=1).serve(server)
         server.start()
-        loop.run_every(options.interval, tallies.report)
         loop.run()
 
 

@@ -94,17 +94,20 @@ def main() -> None:
     parser.add_argument("--max-queue", type=int, default=500, help="requests in work; default %(default)s")
     parser.add_argument("--max-in-work", type=int, default=100, help="of one connection; default %(default)s")
     options = parser.parse_args()
-    if min(options.workers, options.max_queue, options.max_in_work) < 1:
-        parser.error("it takes at least one worker, and one request in work")
+    if min(options.workers, options.max_queue, options.max_in_work) < 1 or options.processes < 0:
+        parser.error("it takes at least one worker, and one request in work; --processes must be 0 at least")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with SolverPool(options.workers, options.processes) as pool, EventLoop() as loop:
         loop.quit_on_signals()
         production = Production(pool, options.max_queue)
-        server = TcpServer(loop, InetAddress.any(options.port), "sudoku")
-        server.thread_num = options.threads
-        SudokuService(production.begin, options.max_in_work, production.refused).serve(server)
-        server.start()
-        serve_statistics(loop, options.stats_port, production.stats)
+        try:
+            server = TcpServer(loop, InetAddress.any(options.port), "sudoku")
+            server.thread_num = options.threads
+            SudokuService(production.begin, options.max_in_work, production.refused).serve(server)
+            server.start()
+            serve_statistics(loop, options.stats_port, production.stats)
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         loop.run()
 
 

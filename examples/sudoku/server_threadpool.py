@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="that solve; 0: the loop does it; default %(default)s")
     parser.add_argument("--processes", type=int, default=0, help="that solve, instead of threads")
     options = parser.parse_args()
+    if min(options.threads, options.processes) < 0:
+        parser.error("--threads and --processes must be 0 at least")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with contextlib.ExitStack() as stack:
         service = SudokuService(begin, max_in_work=1)
@@ -38,7 +40,10 @@ def main() -> None:
             service = SudokuService(pool.begin, _MAX_IN_WORK)
         loop = stack.enter_context(EventLoop())
         loop.quit_on_signals()
-        server = TcpServer(loop, InetAddress.any(options.port), "sudoku")
+        try:
+            server = TcpServer(loop, InetAddress.any(options.port), "sudoku")
+        except (OSError, ValueError) as e:
+            parser.error(str(e))
         service.serve(server)
         server.start()
         loop.run()

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from conftest import PATIENCE_S
+from conftest import PATIENCE_S, eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -97,6 +97,12 @@ class Program:
     def wait_for_printed(self, pattern: str) -> re.Match[str]:
         """Return the first match of *pattern* in a printed line, as soon as there is one."""
         return self._wait_for("out", lambda line: re.search(pattern, line))
+
+    def wait_for_handlers(self) -> None:
+        """Wait until SIGTERM would no longer end the program by itself."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        bit = 1 << (signal.SIGTERM - 1)
+        eventually(lambda: int(status.read_text().partition("SigCgt:")[2].split()[0], 16) & bit)
 
     @property
     def peak_kib(self) -> int:

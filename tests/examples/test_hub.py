@@ -261,7 +261,7 @@ def test_who_breaks_the_rules_is_cut_off_behind_what_was_right(threads: str) -> 
                 with contextlib.suppress(ConnectionResetError):
                     assert receive_all(peer) == b"", words
             assert listener.hear() == ("news", "right")
-        eventually(lambda: server.err.count("is cut off") == len(WRONG))
+        server.wait_for_log("is cut off", nth=len(WRONG))
 
 
 # --- limits ---

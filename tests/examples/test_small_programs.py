@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import datetime
 import re
-import signal
 import socket
 import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -216,11 +214,7 @@ def test_who_never_ends_a_line_is_cut_off() -> None:
 def test_the_first_step_of_finger_waits_for_a_signal() -> None:
     with Program("finger/finger01.py") as program:
         assert program.process.poll() is None
-        # It has installed its handlers when the signal no longer ends it by itself.
-        deadline = time.monotonic() + PATIENCE_S
-        status = Path(f"/proc/{program.process.pid}/status")
-        while not int(status.read_text().partition("SigCgt:")[2].split()[0], 16) & (1 << (signal.SIGTERM - 1)):
-            assert time.monotonic() < deadline
+        program.wait_for_handlers()
         assert program.end() == 0
 
 
