@@ -217,10 +217,8 @@ def test_a_port_that_is_taken_is_told_in_a_line(path: str, template: str, tmp_pa
 @pytest.mark.parametrize("path", PROGRAMS)
 def test_numbers_out_of_range_are_told_in_a_line(path: str, folder: Path) -> None:
     template = next((template for other, template, _ in OTHERS if other == path), "--port 0")
-    known = help_of(path)
-    taken = sorted(
-        kind for kind in NUMBERS - UNUSED.get(path, set()) if re.search(rf"^ +{kind[0]}\b(?!-)", known, re.M)
-    )
+    used = NUMBERS - UNUSED.get(path, set())
+    taken = sorted(kind for kind in used if re.search(rf"^ +{kind[0]}\b(?!-)", help_of(path), re.MULTILINE))
     wrong = [(option, "99999" if option == "--port" else "-1") for option, _ in taken]
     wrong += [(option, "nan") for option, kind in taken if kind != "int"]
     with contextlib.ExitStack() as stack:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import functools
 import hashlib
-import http.server
 import itertools
 import os
 import re
-import select
 import signal
 import socket
 import struct
@@ -20,10 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from web_files import FileServer, curl, fetch
 
+from certificates import server_context, write_files
 from conftest import PATIENCE_S, ServerThread, eventually, installed, receive_all, receive_exactly
 from programs import Program, running
-from pymuduo import COMPILED, Buffer, InetAddress, TcpConnection
+from pymuduo import Buffer, InetAddress, TcpConnection
 from pymuduo.proxy_protocol import ProxyProtocol
 from targets import BlackHoles, nobody
 
@@ -33,34 +32,6 @@ DIGEST = hashlib.sha256(PAYLOAD).hexdigest()
 
 # socks: replies of version 5, and the greeting that is answered with "no password needed".
 HELLO, WELCOME = b"\5\1\0", b"\5\0"
-
-MIB = 1 << 20
-GIGABYTES = float(os.environ.get("PYMUDUO_GIGABYTES", "1" if COMPILED else "0.125"))
-MAX_GROWTH = 64 * MIB
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-class FileServer(http.server.ThreadingHTTPServer):
-    """Serves a folder in threads; not ours, so that it finds out what we do to its connections."""
-
-    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, 0), functools.partial(QuietHandler, directory=str(folder)))
-
-    @contextlib.contextmanager
-    def serving(self) -> Iterator[int]:
-        thread = threading.Thread(target=self.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield self.server_address[1]
-        finally:
-            self.shutdown()
-            thread.join(PATIENCE_S)
-            self.server_close()
 
 
 @pytest.fixture
@@ -73,18 +44,6 @@ def folder(tmp_path: Path) -> Path:
 def web_port(folder: Path) -> Iterator[int]:
     with FileServer(folder).serving() as port:
         yield port
-
-
-def curl(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    command = [installed("curl"), "--silent", "--show-error", "--noproxy", "", "--max-time", str(PATIENCE_S)]
-    return subprocess.run([*command, *arguments], check=False, capture_output=True, timeout=2 * PATIENCE_S)
-
-
-def fetch(*arguments: str) -> str:
-    """Return the digest of what curl brings."""
-    result = curl("--fail", *arguments)
-    assert result.returncode == 0, result.stderr
-    return hashlib.sha256(result.stdout).hexdigest()
 
 
 def ncat(kind: str, proxy_port: int, port: int, *arguments: str) -> bytes:
@@ -290,6 +249,15 @@ def test_curl_and_ncat_tunnel_through_connect(web_port: int, threads: str) -> No
         result = curl(*tunnel, f"http://127.0.0.1:{nobody().port}/file")
         assert result.returncode == 56
         assert b"502" in result.stderr
+
+
+def test_curl_speaks_tls_through_connect_with_whom_it_trusts(folder: Path) -> None:
+    write_files(folder)
+    with FileServer(folder, context=server_context()).serving() as port, running(HTTP) as proxy:
+        request = ("--proxy", f"http://127.0.0.1:{proxy.port}", f"https://localhost:{port}/file")
+        assert fetch("--cacert", str(folder / "trusted.pem"), *request) == DIGEST
+        proxy.wait_for_log("has left")
+        assert curl(*request).returncode == 60  # the certificate that it was shown is the server's, and not known to it
 
 
 def test_curl_goes_through_socks_and_then_connect(web_port: int) -> None:
@@ -590,69 +558,7 @@ def test_in_a_chain_with_haproxy_on_both_sides(serve, tmp_path: Path) -> None:
     assert witness.failed == []
 
 
-# --- memory, and misuse ---
-
-
-class Source(threading.Thread):
-    """Sends one visitor many bytes, as fast as they are taken, and tells when they have not been for a while."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-        self.sent = 0
-        self.is_stuck = threading.Event()
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.settimeout(PATIENCE_S)
-        self.port: int = self.listener.getsockname()[1]
-        self.block = os.urandom(MIB)
-
-    def run(self) -> None:
-        with self.listener, self.listener.accept()[0] as peer:
-            peer.setblocking(False)
-            while self.sent < self.size:
-                if not select.select([], [peer], [], 0.3)[1]:
-                    self.is_stuck.set()
-                    if not select.select([], [peer], [], PATIENCE_S)[1]:
-                        return
-                self.sent += peer.send(memoryview(self.block)[self.sent % MIB :])
-
-
-def peak_memory(program: Program) -> int:
-    """Return the most memory that a program has ever used, in bytes."""
-    status = Path(f"/proc/{program.process.pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found
-    return int(found[1]) * 1024
-
-
-def receive_into(peer: socket.socket, block: memoryview) -> None:
-    """Fill *block* with what comes."""
-    at = 0
-    while at < len(block):
-        count = peer.recv_into(block[at:])
-        assert count, "the stream ended"
-        at += count
-
-
-def test_gigabytes_to_a_slow_reader_pass_in_bounded_memory() -> None:
-    size = int(GIGABYTES * 1024) * MIB
-    source = Source(size)
-    with running(SOCKS) as proxy:
-        with proxy.connect() as peer:
-            before = peak_memory(proxy)
-            source.start()
-            peer.sendall(request4(InetAddress.loopback(source.port)))
-            assert receive_exactly(peer, 8)[:2] == b"\0\x5a"
-            assert source.is_stuck.wait(PATIENCE_S)  # with us reading nothing
-            assert source.sent < MAX_GROWTH
-            block = bytearray(MIB)
-            for _ in range(size // MIB):
-                receive_into(peer, memoryview(block))
-                assert block == source.block
-            assert peer.recv(1) == b""
-        source.join(PATIENCE_S)
-        assert not source.is_alive()
-        assert peak_memory(proxy) - before < MAX_GROWTH
+# --- misuse ---
 
 
 @pytest.mark.parametrize(
