@@ -49,7 +49,8 @@ class Meter:
 
 
 def on_connection(connection: TcpConnection) -> None:
-    """Send the first block."""
+    """Log who comes and who leaves, and send the first block."""
+    logging.info("%s is %s", connection.peer_address, "up" if connection.connected else "down")
     if connection.connected:
         connection.send(_BLOCK)
 

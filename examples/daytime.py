@@ -19,7 +19,8 @@ _PATIENCE_S = 10.0
 
 
 def on_connection(connection: TcpConnection) -> None:
-    """Tell the time and hang up."""
+    """Log who comes and who leaves; tell the time and hang up."""
+    logging.info("%s is %s", connection.peer_address, "up" if connection.connected else "down")
     if connection.connected:
         connection.send(time.strftime("%A, %B %d, %Y %H:%M:%S-%Z\r\n").encode())
         connection.shutdown(within_s=_PATIENCE_S)

@@ -50,6 +50,11 @@ class Meter:
             logging.info("%.3f MiB/s, %.0f messages/s of %.0f bytes", mib_per_s, messages / seconds, count / messages)
 
 
+def on_connection(connection: TcpConnection) -> None:
+    """Log who comes and who leaves."""
+    logging.info("%s is %s", connection.peer_address, "up" if connection.connected else "down")
+
+
 def on_message(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
     """Count, and drop."""
     tally = connection.loop.context
@@ -76,6 +81,7 @@ def main() -> None:
         except (OSError, ValueError) as e:
             parser.error(str(e))
         server.thread_init_callback = meter.add_loop
+        server.connection_callback = on_connection
         server.message_callback = on_message
         server.start()
         loop.run()

@@ -27,6 +27,11 @@ _MAX_UNREAD_BYTES = 1 << 20
 _QUESTION = b"are you there?\n"
 
 
+def on_connection(connection: TcpConnection) -> None:
+    """Log who comes and who leaves; why it was closed, if it was, the library logs."""
+    logging.info("%s is %s", connection.peer_address, "up" if connection.connected else "down")
+
+
 class IdleEcho:
     """The callbacks. A connection's context says whether it has been asked."""
 
@@ -71,6 +76,7 @@ def main() -> None:
             server.thread_num = options.threads
         except (OSError, ValueError) as e:
             parser.error(str(e))
+        server.connection_callback = on_connection
         server.message_callback = echo.on_message
         server.idle_timeouts = echo.timeouts
         server.high_water_mark = _MAX_UNREAD_BYTES

@@ -29,6 +29,7 @@ class Doorkeeper:
 
     def on_connection(self, connection: TcpConnection) -> None:
         """Count who is there, this one included, and turn away the one too many."""
+        logging.info("%s is %s", connection.peer_address, "up" if connection.connected else "down")
         if not connection.connected or self._server.connection_count <= self._most:
             return
         logging.info("full: %s is turned away", connection.peer_address)

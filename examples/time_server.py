@@ -21,7 +21,8 @@ _PATIENCE_S = 10.0
 
 
 def on_connection(connection: TcpConnection) -> None:
-    """Tell the time and hang up."""
+    """Log who comes and who leaves; tell the time and hang up."""
+    logging.info("%s is %s", connection.peer_address, "up" if connection.connected else "down")
     if connection.connected:
         since_1900 = int(time.time()) + _FROM_1900_TO_1970_S
         connection.send(struct.pack(">I", since_1900 & 0xFFFFFFFF))  # begins again at 0 in February 2036

@@ -64,6 +64,7 @@ class Receiver:
 
     def on_connection(self, connection: TcpConnection) -> None:
         """Begin a session, or tell what has come of it."""
+        logging.info("%s is %s", connection.peer_address, "up" if connection.connected else "down")
         if connection.connected:
             connection.context = Session()
         elif connection.context.block_bytes > 0:

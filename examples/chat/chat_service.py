@@ -91,6 +91,7 @@ class ChatService(ABC):
     # --- private; in the thread of the connection ---
 
     def _on_connection(self, connection: TcpConnection) -> None:
+        logging.info("%s is %s", connection.peer_address, "up" if connection.connected else "down")
         if connection.connected:
             connection.context = Member()
             self.on_up(connection)

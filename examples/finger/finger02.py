@@ -1,6 +1,7 @@
 """Finger, step 2 of 7: a server that accepts connections.
 
-What it teaches: a server without callbacks logs who comes, drops what they say, and serves until they leave.
+What it teaches: a server without callbacks drops what its clients say, and serves until they leave. Who comes and who
+goes is logged by the library, at level DEBUG.
 
     python finger02.py --port 1079        and elsewhere        nc 127.0.0.1 1079
 """
@@ -19,7 +20,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=1079, help="0 lets the kernel choose; default %(default)s")
     parser.add_argument("--threads", type=int, default=0, help="I/O loops; 0, the default: the main loop does it all")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(message)s")
     with EventLoop() as loop:
         loop.quit_on_signals()
         try:

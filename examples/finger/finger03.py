@@ -17,7 +17,8 @@ _PATIENCE_S = 10.0
 
 
 def on_connection(connection: TcpConnection) -> None:
-    """Hang up on whoever comes."""
+    """Log who comes and who leaves, and hang up on whoever comes."""
+    logging.info("%s is %s", connection.peer_address, "up" if connection.connected else "down")
     if connection.connected:
         connection.shutdown(within_s=_PATIENCE_S)
 

@@ -18,7 +18,8 @@ _PATIENCE_S = 10.0
 
 
 def on_line(connection: TcpConnection, line: bytes, receive_time: Timestamp) -> None:
-    """Hang up when the question is complete."""
+    """Log the question when it is complete, and hang up."""
+    logging.info("%s asks %r", connection.peer_address, line)
     connection.shutdown(within_s=_PATIENCE_S)
 
 

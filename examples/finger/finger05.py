@@ -18,7 +18,8 @@ _PATIENCE_S = 10.0
 
 
 def on_line(connection: TcpConnection, line: bytes, receive_time: Timestamp) -> None:
-    """Answer, and hang up."""
+    """Log the question, answer, and hang up."""
+    logging.info("%s asks %r", connection.peer_address, line)
     connection.send(b"No such user\r\n")
     connection.shutdown(within_s=_PATIENCE_S)
 

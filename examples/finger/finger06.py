@@ -25,7 +25,8 @@ class Register:
         self._users: dict[str, str] = {}
 
     def on_line(self, connection: TcpConnection, line: bytes, receive_time: Timestamp) -> None:
-        """Answer, and hang up."""
+        """Log the question, answer, and hang up."""
+        logging.info("%s asks %r", connection.peer_address, line)
         user = line.decode("utf-8", "replace").removeprefix("/W").strip()
         connection.send(self._users.get(user, "No such user").encode() + b"\r\n")
         connection.shutdown(within_s=_PATIENCE_S)

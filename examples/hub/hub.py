@@ -92,6 +92,7 @@ class Hub:
         loop.context = Audience()
 
     def _on_connection(self, connection: TcpConnection) -> None:
+        logging.info("%s is %s", connection.peer_address, "up" if connection.connected else "down")
         call(self._server.loop, self._enter if connection.connected else self._leave, connection)
 
     def _on_messages(self, connection: TcpConnection, messages: list[HubMessage], receive_time: Timestamp) -> None:

@@ -186,6 +186,9 @@ class Visit:
         self.seek()
 
     def _on_closed(self, pipe: Pipe) -> None:
+        counts = pipe.forth.byte_count, pipe.back.byte_count
+        addresses = pipe.one.peer_address, pipe.other.peer_address
+        logging.info("%s has left %s: %d bytes sent, %d received", *addresses, *counts)
         self._leave_backend()
 
 

@@ -23,6 +23,7 @@ All of a session belongs to the thread of its connection's loop, but for ``answe
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -89,7 +90,7 @@ class Session:
             request = Request(line[:at], line[at:], self._received)
             if not is_puzzle(request.puzzle):
                 self._waiting.clear()
-                self.refuse(request.prefix)
+                self.refuse(request.prefix, f"{line!r} is no request")
                 break
             at_once = service.begin(self, request)
             if at_once is None:
@@ -103,8 +104,9 @@ class Session:
         elif self._in_work == 0:
             self.connection.shutdown(within_s=_PATIENCE_S)
 
-    def refuse(self, prefix: bytes) -> None:
+    def refuse(self, prefix: bytes, why: str) -> None:
         """Answer what is no request, and take no more."""
+        logging.info("%s is refused: %s", self.connection.peer_address, why)
         self._service.refused()
         self.connection.send(prefix + BAD_REQUEST + DELIMITER)
         self._is_ending = True
@@ -161,6 +163,7 @@ class SudokuService:
         server.low_water_mark_callback = lambda connection: connection.context.note_unread(False)
 
     def _on_connection(self, connection: TcpConnection) -> None:
+        logging.info("%s is %s", connection.peer_address, "up" if connection.connected else "down")
         if connection.connected:
             connection.context = Session(connection, self)
         else:
@@ -172,4 +175,4 @@ class SudokuService:
 
     @staticmethod
     def _on_long_line(connection: TcpConnection, error: ProtocolError) -> None:
-        connection.context.refuse(b"")  # the codec cuts it off: there is no way back into step
+        connection.context.refuse(b"", str(error))  # the codec cuts it off: there is no way back into step

@@ -430,6 +430,10 @@ def test_a_line_without_end_is_cut_off(server: Program) -> None:
         assert ask(peer, b"x" * 46 + b":" + KNOWN) == [b"x" * 46 + b":" + KNOWN_SOLUTION]
         peer.sendall(b"x" * 130)
         assert receive_all(peer) == b"BadRequest\r\n"
+        name = "{}:{}".format(*peer.getsockname())
+    server.wait_for_log(f"{name} is up")
+    server.wait_for_log(f"{name} is refused: .*128 bytes")
+    server.wait_for_log(f"{name} is down")
 
 
 def test_who_says_that_no_more_comes_still_gets_every_answer(server: Program) -> None:
