@@ -17,7 +17,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -69,16 +69,21 @@ def call_in_loop(loop: EventLoop, fn: Callable[..., T], *args: Any) -> T:
     return result[0]
 
 
-def installed(program: str, *folders: str) -> str:
-    """Return the path of a program that is not ours (from *folders* too), and skip the test if there is none.
+def lacking(what: str) -> NoReturn:
+    """Skip the test for a reason that lies outside; ``PYMUDUO_ALL_CLIENTS`` makes a failure of it."""
+    if os.environ.get("PYMUDUO_ALL_CLIENTS"):
+        pytest.fail(what)
+    pytest.skip(what)
 
-    ``.ci/install-clients`` installs them all; ``PYMUDUO_ALL_CLIENTS`` makes a missing one a failure.
+
+def installed(program: str, *folders: str) -> str:
+    """Return the path of a program that is not ours (from *folders* too), or end the test: see ``lacking``.
+
+    ``.ci/install-clients`` installs them all.
     """
     path = shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *folders]))
     if path is None:
-        if os.environ.get("PYMUDUO_ALL_CLIENTS"):
-            pytest.fail(f"{program} is not installed")
-        pytest.skip(f"{program} is not installed")
+        lacking(f"{program} is not installed")
     return path
 
 
