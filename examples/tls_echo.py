@@ -60,8 +60,10 @@ def main() -> None:
         if not options.certificate.exists() and not options.key.exists():
             make_certificate(options.certificate, options.key)
         context.load_cert_chain(options.certificate, options.key)
-    except (OSError, subprocess.CalledProcessError) as e:
+    except OSError as e:
         parser.error(f"no certificate {options.certificate} with key {options.key}: {e}")
+    except subprocess.CalledProcessError:
+        parser.error(f"openssl can't make {options.certificate} and {options.key}")
     with EventLoop() as loop:
         loop.quit_on_signals()
         try:

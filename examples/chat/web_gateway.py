@@ -234,6 +234,7 @@ class Gateway:
 
     def refuse(self, connection: TcpConnection, error: HttpError) -> None:
         """Send an error and end the connection; in its loop."""
+        logging.info("%s is refused: %d, %s", connection.peer_address, error.status.value, error)
         connection.send(response(error.status, f"{error}\n".encode(), "text/plain", error.fields, keeps_alive=False))
         self.hang_up(connection)
 

@@ -15,6 +15,7 @@ import pytest
 
 from conftest import PATIENCE_S, eventually, installed, receive_all, receive_exactly, reset
 from programs import Program, running
+from targets import BlackHoles
 
 SUBSCRIBERS = 1000
 
@@ -156,6 +157,15 @@ def test_pub_ends_with_1_when_a_line_is_too_long_or_the_hub_goes(tmp_path: Path)
             assert publisher.wait() == 1
             assert "the hub has gone" in publisher.err
             assert "Traceback" not in publisher.err
+
+
+def test_pub_that_is_interrupted_before_its_message_has_left_ends_with_1() -> None:
+    with contextlib.ExitStack() as stack:
+        silent = BlackHoles(stack)()
+        publisher = stack.enter_context(Program("hub/pub.py", "--port", str(silent.port), "news", "hello"))
+        publisher.wait_for_handlers()
+        assert publisher.end() == 1
+        assert publisher.err == "interrupted"
 
 
 def test_sub_finds_a_hub_again_that_was_restarted() -> None:
