@@ -595,6 +595,38 @@ def test_reading_that_stops_in_the_connection_callback_holds_everything_back(ser
     eventually(lambda: server.server.connection_count == 0)
 
 
+def test_what_came_with_the_handshake_waits_for_start_read_also_when_both_ends_have_said_fin(serve, ends):
+    """It is in the layer, where the kernel does not count it as unread."""
+    received = bytearray()
+
+    def stop(connection: TcpConnection) -> None:
+        if connection.connected:
+            connection.stop_read()
+        ends.note(connection)
+
+    server = serve(
+        ssl_context=server_context(),
+        connection_callback=stop,
+        message_callback=lambda connection, buffer, when: received.extend(buffer.retrieve_all_as_bytes()),
+    )
+    with server.connect() as sock:
+        puppet = Puppet(sock)
+        puppet.shake(b"at once")
+        sock.shutdown(socket.SHUT_WR)
+        eventually(lambda: ends.up)
+        connection = ends.up[0]
+        connection.shutdown()
+        receive_all(sock)  # our FIN is there
+        iterations = call_in_loop(connection.loop, lambda: connection.loop.iteration)
+        for _ in range(20):
+            call_in_loop(connection.loop, lambda: None)
+        assert call_in_loop(connection.loop, lambda: connection.loop.iteration) < iterations + 100, "the loop spins"
+        assert ends.down == []
+        connection.start_read()
+        eventually(lambda: ends.down)
+    assert bytes(received) == b"at once"
+
+
 def test_a_peer_that_does_not_read_is_felt_and_all_arrives_when_it_does(serve, ends):
     marks: list[Any] = []
     server = serve(

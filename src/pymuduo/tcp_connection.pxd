@@ -106,6 +106,7 @@ cdef class TcpConnection(Flushable):
     cdef object _handle_hang_up(self)
     cdef object _handle_error(self)
     cdef object _handle_unread_fin(self)
+    cdef bint _has_unread(self) except -1
     cdef object _handle_peer_shutdown(self)
     cpdef object _handle_close(self)
     cdef object _take_message(self, Buffer received)

@@ -921,7 +921,7 @@ class TcpConnection(Flushable):
 
     def _handle_unread_fin(self) -> None:
         """React to a FIN noticed while reading is stopped: it stands behind whatever is still unread."""
-        if _sys.unread_bytes(self._channel.fd) > 0 or (self.layer is not None and self.layer.holds_input):
+        if self._has_unread():
             self._set_interest(self._channel.events & _WRITE | _ERROR)
         else:
             self._handle_peer_shutdown()
@@ -937,12 +937,16 @@ class TcpConnection(Flushable):
             or self._peer_closed
             or self._write_failed
             or self._channel.revents & _ERROR
-            or _sys.unread_bytes(self._channel.fd) <= 0
+            or not self._has_unread()
         ):
             self._handle_close()
         else:
             # Both ends have said FIN and bytes are left: nothing more can happen until start_read.
             self._set_interest(0)
+
+    def _has_unread(self) -> bool:
+        """Whether something that the peer has sent waits for ``start_read``, in the kernel or in the layer."""
+        return _sys.unread_bytes(self._channel.fd) > 0 or (self.layer is not None and self.layer.holds_input)
 
     def _handle_error(self) -> None:
         error = _sys.take_error(self._channel.fd)
