@@ -595,6 +595,39 @@ def test_reading_that_stops_in_the_connection_callback_holds_everything_back(ser
     eventually(lambda: server.server.connection_count == 0)
 
 
+@pytest.mark.parametrize("starts_again", [False, True], ids=["stopped", "stopped and started"])
+def test_reading_that_is_stopped_during_the_handshake_is_stopped_when_the_connection_is_up(serve, ends, starts_again):
+    reading: list[bool] = []
+
+    def look(connection: TcpConnection) -> None:
+        if connection.connected:
+            reading.append(connection.is_reading)
+        ends.note(connection)
+
+    received = bytearray()
+    server = serve(
+        1,
+        ssl_context=server_context(),
+        connection_callback=look,
+        message_callback=lambda connection, buffer, when: received.extend(buffer.retrieve_all_as_bytes()),
+    )
+    with server.connect() as sock:
+        connection = eventually(lambda: server.server.connections)[0]
+        connection.stop_read()
+        if starts_again:
+            connection.start_read()
+        puppet = Puppet(sock)
+        puppet.shake(b"at once")
+        eventually(lambda: ends.up)
+        assert reading == [starts_again]
+        if not starts_again:
+            for _ in range(3):
+                call_in_loop(connection.loop, lambda: None)
+            assert received == b""
+            connection.start_read()
+        eventually(lambda: bytes(received) == b"at once")
+
+
 def test_what_came_with_the_handshake_waits_for_start_read_also_when_both_ends_have_said_fin(serve, ends):
     """It is in the layer, where the kernel does not count it as unread."""
     received = bytearray()

@@ -82,6 +82,7 @@ cdef class TcpConnection(Flushable):
     cdef atomic_int _closing
     cdef atomic_int _reading
     # Flags, a byte each.
+    cdef unsigned char _stop_wanted
     cdef unsigned char _in_handler
     cdef unsigned char _above_mark
     cdef unsigned char _completion_due

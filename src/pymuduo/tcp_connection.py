@@ -217,6 +217,7 @@ class TcpConnection(Flushable):
         "_reading",
         "_socket",
         "_state",
+        "_stop_wanted",
         "_unsent",
         "_was_up",
         "_write_failed",
@@ -296,6 +297,7 @@ class TcpConnection(Flushable):
         self._state = _CONNECTING
         self._closing = 0  # set by any thread that ends the connection: sends are refused from then on
         self._reading = 0
+        self._stop_wanted = False  # reading is to stop when the connection is up
         self._in_handler = False
         self._above_mark = False
         self._completion_due = False  # something of the user's is in the layer, which may have things of its own
@@ -515,7 +517,8 @@ class TcpConnection(Flushable):
         """Stop reading, so that the peer has to wait once the kernel's buffers are full; from any thread.
 
         A reset is still noticed and closes the connection. So is the peer's FIN, once nothing that it sent is left
-        unread: bytes that came before it stay in the kernel until ``start_read``.
+        unread: bytes that came before it wait for ``start_read``. On a connection that is still coming up it holds from
+        the moment at which that is up.
         """
         if self.loop.is_in_loop_thread():
             self._stop_read_in_loop()
@@ -554,8 +557,10 @@ class TcpConnection(Flushable):
             return
         self._state = _CONNECTED
         self._was_up = True
+        # Doors that were used before the connection was up. This one comes first, as the callback may start again.
+        if self._stop_wanted:
+            self._stop_read_in_loop()
         self._call_user(self.connection_callback)
-        # Doors that were used before the connection was up.
         if self._state == _CONNECTED:
             if self._half_close_wanted:
                 self._state = _DISCONNECTING
@@ -796,6 +801,7 @@ class TcpConnection(Flushable):
             self._close_timer = self.loop.run_after(seconds, self._handle_close)
 
     def _start_read_in_loop(self) -> None:
+        self._stop_wanted = False
         if self._reading or self._peer_closed or self._state not in (_CONNECTED, _DISCONNECTING):
             return
         self._reading = 1
@@ -804,7 +810,9 @@ class TcpConnection(Flushable):
             self.read_again()
 
     def _stop_read_in_loop(self) -> None:
-        if self._reading and self._state in (_CONNECTED, _DISCONNECTING):
+        if self._state == _CONNECTING:
+            self._stop_wanted = True  # what has to come first, a handshake, is read all the same
+        elif self._reading and self._state in (_CONNECTED, _DISCONNECTING):
             self._reading = 0
             if not self._peer_closed:
                 self._set_interest(self._channel.events & _WRITE | _PEER_SHUTDOWN | _ERROR)
