@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
+import os
 import random
 import select
 import socket
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 
 from certificates import NAME, certificate, client_context, server_context
-from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, receive_all, receive_exactly, reset
+from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, imported, receive_all, receive_exactly, reset
 from pymuduo import (
     Buffer,
     ConnectionLimits,
@@ -152,6 +154,52 @@ class Puppet:
             except ssl.SSLWantReadError:
                 self.hear()
         return bytes(received)
+
+
+class Forger:
+    """A TLS 1.3 client that seals its records itself, so that it can say what no library would: KeyUpdate, at will.
+
+    ``puppet`` has shaken hands, and goes on hearing what the server says.
+    """
+
+    def __init__(self, sock: socket.socket, folder: Path) -> None:
+        context = client_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.keylog_filename = str(folder / "secrets")
+        self.puppet = Puppet(sock, context)
+        self.puppet.shake()
+        context.keylog_filename = None  # type: ignore[assignment]  # closes it
+        assert self.puppet.tls.cipher() == ("TLS_AES_256_GCM_SHA384", "TLSv1.3", 256)
+        lines = [line.split() for line in (folder / "secrets").read_text().splitlines()]
+        self._cipher = imported("cryptography.hazmat.primitives.ciphers.aead").AESGCM  # trustme needs it as well
+        self._take_secret(next(bytes.fromhex(line[2]) for line in lines if line[0] == "CLIENT_TRAFFIC_SECRET_0"))
+
+    def sealed(self, data: bytes, kind: int = 23) -> bytes:
+        """Return the record of *data*: payload, unless another kind is given."""
+        header = struct.pack(">BHH", 23, 0x0303, len(data) + 1 + 16)
+        nonce = (self._iv ^ self._count).to_bytes(12, "big")
+        self._count += 1
+        body: bytes = self._key.encrypt(nonce, data + bytes([kind]), header)
+        return header + body
+
+    def key_updates(self, count: int, *, wants_answer: bool) -> bytes:
+        """Return the records in which the client changes its keys so many times, 27 bytes each."""
+        wire = bytearray()
+        for _ in range(count):
+            wire += self.sealed(b"\x18\0\0\1" + bytes([wants_answer]), 22)
+            self._take_secret(self._derived(b"traffic upd", 48))
+        return bytes(wire)
+
+    def _take_secret(self, secret: bytes) -> None:
+        self._secret = secret
+        self._key = self._cipher(self._derived(b"key", 32))
+        self._iv = int.from_bytes(self._derived(b"iv", 12), "big")
+        self._count = 0
+
+    def _derived(self, label: bytes, size: int) -> bytes:
+        """HKDF-Expand-Label of RFC 8446, for what fits into one hash."""
+        info = struct.pack(">HB", size, 6 + len(label)) + b"tls13 " + label + b"\0"
+        return hmac.digest(self._secret, info + b"\1", "sha384")[:size]
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
@@ -697,6 +745,37 @@ def test_a_peer_that_never_reads_is_cut_off(serve, ends):
         assert "max_output_bytes" in str(ends.down[0])
 
 
+def test_what_tls_says_by_itself_counts_for_the_marks_and_the_limit(serve, ends, tmp_path: Path):
+    """A peer that never reads asks for new keys, each of which is answered."""
+    marks: list[int] = []
+    server = serve(
+        ssl_context=server_context(),
+        high_water_mark_callback=lambda connection, size: marks.append(size),
+        message_callback=lambda connection, buffer, when: buffer.retrieve_all(),
+        **ends.settings(),
+    )
+    with server.connect() as sock:
+        forger = Forger(sock, tmp_path)
+        eventually(lambda: ends.up)
+        connection = ends.up[0]
+
+        def fill() -> None:
+            with socket.socket(fileno=os.dup(connection.fd)) as ours:
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+            connection.send(MUCH)  # at once as much as the kernel takes
+            connection.high_water_mark = connection.output_size + 20_000
+            connection.max_output_bytes = connection.output_size + 50_000
+
+        call_in_loop(connection.loop, fill)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(40):  # half a megabyte
+                if not ends.down:
+                    sock.sendall(forger.key_updates(500, wants_answer=True) + forger.sealed(b"x"))
+        eventually(lambda: ends.down)
+    assert "max_output_bytes" in str(ends.down[0])
+    assert marks
+
+
 def test_a_reset_while_much_waits_leaves_nothing(serve, ends):
     server = serve(ssl_context=server_context(), **ends.settings())
     tls = wrap(server.connect())
@@ -705,6 +784,47 @@ def test_a_reset_while_much_waits_leaves_nothing(serve, ends):
     reset(tls)
     eventually(lambda: ends.down)
     eventually(lambda: server.server.connection_count == 0)
+
+
+# --- records that bring nothing --------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_does_nothing_but_change_its_keys_is_cut_off(serve, ends, tmp_path: Path):
+    server = serve(ssl_context=server_context(), message_callback=echo, **ends.settings())
+    with server.connect() as sock:
+        forger = Forger(sock, tmp_path)
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(forger.key_updates(3000, wants_answer=False))
+        eventually(lambda: ends.down)
+    with pytest.raises(ssl.SSLError, match="without payload"):
+        raise ends.down[0]
+
+
+def test_a_peer_may_change_its_keys_as_long_as_it_says_something(serve, tmp_path: Path):
+    server = serve(ssl_context=server_context(), message_callback=echo)
+    with server.connect() as sock:
+        forger = Forger(sock, tmp_path)
+        for _ in range(3):
+            sock.sendall(forger.key_updates(1500, wants_answer=False) + forger.sealed(b"x"))
+        assert forger.puppet.receive(3) == b"xxx"
+
+
+def test_a_burst_of_key_changes_leaves_the_others_their_turns(serve, tmp_path: Path):
+    heard: list[int] = []
+    server = serve(
+        ssl_context=server_context(),
+        message_callback=lambda connection, buffer, when: heard.append(connection.loop.iteration),
+    )
+    is_there = threading.Event()
+    with server.connect() as sock:
+        forger = Forger(sock, tmp_path)
+        burst = forger.key_updates(2200, wants_answer=False) + forger.sealed(b"x")
+        begin = call_in_loop(server.loop, lambda: server.loop.iteration)
+        server.loop.run_in_loop(is_there.wait, PATIENCE_S)
+        sock.sendall(burst)
+        is_there.set()
+        eventually(lambda: heard)
+    assert heard[0] - begin >= 4
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

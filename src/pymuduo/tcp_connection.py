@@ -680,7 +680,11 @@ class TcpConnection(Flushable):
         """Write what the layer has to say, which may be its own (a handshake) or ours."""
         if self.layer is not None and self._state != _DISCONNECTED:
             self._unsent = self.layer.unsent
-            if self._unsent and not self._channel.events & _WRITE:
+            if self._unsent == 0:
+                return
+            if self._channel.events & _WRITE:
+                self._check_high_water()  # the kernel is full, and the layer may have answered the peer
+            else:
                 self._write_output()
 
     def _read_held(self) -> None:

@@ -4,6 +4,10 @@ from pymuduo.buffer cimport Buffer
 from pymuduo.layer cimport Layer
 from pymuduo.tcp_connection cimport TcpConnection
 
+cdef Py_ssize_t _READ_BYTES
+cdef Py_ssize_t _WARY_READ_BYTES
+cdef Py_ssize_t _MAX_BARREN_BYTES
+
 
 cdef class TlsLayer(Layer):
     cdef object _incoming
@@ -18,6 +22,8 @@ cdef class TlsLayer(Layer):
     cdef bint _has_eof
     cdef bint _has_ended
     cdef bint _has_failed
+    cdef Py_ssize_t _read_bytes
+    cdef Py_ssize_t _barren_bytes
     cdef double _timeout_s
     cdef object _timer
     cdef object _ready_callback
@@ -30,8 +36,9 @@ cdef class TlsLayer(Layer):
     cdef object _take_back(self, Buffer into)
     @cython.locals(connection=TcpConnection)
     cdef Py_ssize_t _go_on(self, Buffer into, bytearray area) except? -1
-    @cython.locals(total=Py_ssize_t, count=Py_ssize_t)
+    @cython.locals(total=Py_ssize_t, count=Py_ssize_t, waiting=Py_ssize_t)
     cdef Py_ssize_t _open(self, Buffer into, bytearray area) except? -1
+    cdef object _weigh(self, Py_ssize_t used, Py_ssize_t total)
     cdef object _read_again(self)
     cpdef object append(self, bytes data)
     @cython.locals(connection=TcpConnection, sealed=bytes, count=Py_ssize_t)

@@ -32,6 +32,11 @@ HANDSHAKE_TIMEOUT_S = 10.0
 _RECORD_BYTES = 16384  # of plain text, at most: RFC 8446
 _SEALED_AT_ONCE = 65536  # plain text in one go: four full records
 _AREA_BYTES = 65536
+# A peer may change its keys every 27 bytes, and each change costs some 50 microseconds. So what is read in one go says
+# how long it can hold up the others; it is little until payload comes out of it.
+_READ_BYTES = 65536
+_WARY_READ_BYTES = 16384
+_MAX_BARREN_BYTES = 65536  # records in a row without payload: a library changes its keys once in gigabytes
 _EAGAIN = errno.EAGAIN
 _NO_RENEGOTIATION = ssl.OP_NO_RENEGOTIATION
 
@@ -42,7 +47,8 @@ class TlsLayer(Layer):
     A server's ``ssl_context``, a client's, and ``start_tls`` make it; it is in the loop's thread alone. A handshake
     that fails, or takes too long, ends the connection with the reason in ``TcpConnection.error``: an ``ssl.SSLError``
     or a TimeoutError. A stream that ends without the peer's close-notify may have been cut short by somebody else: the
-    connection goes down as after FIN, with ``ssl.SSLEOFError`` in ``error``.
+    connection goes down as after FIN, with ``ssl.SSLEOFError`` in ``error``. A peer that sends 64 KiB in a row without
+    payload, as by changing its keys all the time, is cut off with an ``ssl.SSLError``.
 
     Args:
         context: certificates, verification, protocols. Renegotiation is switched off in it, for good.
@@ -58,6 +64,7 @@ class TlsLayer(Layer):
     """
 
     __slots__ = (
+        "_barren_bytes",
         "_files",
         "_has_ended",
         "_has_eof",
@@ -68,6 +75,7 @@ class TlsLayer(Layer):
         "_outgoing",
         "_plain",
         "_plain_size",
+        "_read_bytes",
         "_ready_callback",
         "_sealed",
         "_timeout_s",
@@ -103,6 +111,8 @@ class TlsLayer(Layer):
         self._has_eof = False  # the socket's end
         self._has_ended = False  # the peer's output
         self._has_failed = False
+        self._read_bytes = _WARY_READ_BYTES
+        self._barren_bytes = 0  # records since the last payload
         self._timer: Timer | None = None
         self._ready_callback: Callable[[TcpConnection], object] | None = None
 
@@ -163,7 +173,7 @@ class TlsLayer(Layer):
         area = connection.loop.read_area
         if _sys.is_exported(area):
             area = bytearray(_AREA_BYTES)  # a view shows it
-        count = _sys.read_into(connection.fd, area, 0, len(area))
+        count = _sys.read_into(connection.fd, area, 0, self._read_bytes)
         if count > 0:
             self._incoming.write(memoryview(area)[:count])
         elif count == 0:
@@ -208,6 +218,7 @@ class TlsLayer(Layer):
         if self._has_ended:
             return 0
         incoming, total = self._incoming, 0
+        waiting = incoming.pending
         try:
             while incoming.pending or self._has_eof:
                 if len(area) - total < _RECORD_BYTES:
@@ -228,6 +239,7 @@ class TlsLayer(Layer):
             self._note(e)
         except OSError as e:
             self._fail(e)
+        self._weigh(waiting - incoming.pending, total)
         if self._outgoing.pending:
             self._count_unsent()  # session tickets, an answer to a new key, an alert
         if total > 0:
@@ -236,6 +248,16 @@ class TlsLayer(Layer):
                 self._read_again()
             return total
         return 0 if self._has_ended else -_EAGAIN
+
+    def _weigh(self, used: int, total: int) -> None:
+        """Take note of how much payload came out of what was used up."""
+        self._read_bytes = _READ_BYTES if 2 * total > used else _WARY_READ_BYTES
+        if total > 0:
+            self._barren_bytes = 0
+            return
+        self._barren_bytes += used
+        if self._barren_bytes > _MAX_BARREN_BYTES and not self._has_failed:
+            self._fail(ssl.SSLError(f"{self._barren_bytes} bytes of TLS records without payload"))
 
     def _read_again(self) -> None:
         assert self.connection is not None
@@ -354,6 +376,7 @@ class TlsLayer(Layer):
         """Forget what is unsent."""
         self.unsent = self._plain_size = 0
         self._sealed = None
+        self._outgoing.read()
         left = [item for item in self._plain if not isinstance(item, (bytes, memoryview))]
         self._plain.clear()
         self._files += left
