@@ -12,6 +12,7 @@ import weakref
 
 import pytest
 
+from certificates import NAME, client_context, server_context
 from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, receive_all, receive_exactly
 from pymuduo import Buffer, EventLoop, InetAddress, TcpConnection, Timestamp
 from pymuduo.idle_timeouts import IdleKind, IdleTimeouts
@@ -274,6 +275,52 @@ def test_a_peer_that_does_not_leave_after_our_goodbye_is_closed(serve):
         connection.stop_read()
         assert client.recv(1) == b""
         eventually(lambda: ended.down)
+    assert len(ended.errors()) == 1
+
+
+# --- with TLS, whose records say nothing before they are complete ---
+
+
+@pytest.mark.parametrize("times", [{"read_s": T}, {"both_s": T}], ids=["read_s", "both_s"])
+def test_a_tls_peer_whose_record_trickles_in_and_is_never_complete_is_closed(serve, times):
+    ended = Ended()
+    server = serve(
+        0,
+        ssl_context=server_context(),
+        idle_timeouts=IdleTimeouts(**times),
+        connection_callback=ended.on_connection,
+    )
+    with server.connect() as sock:
+        tls = client_context().wrap_socket(sock, server_hostname=NAME)
+        with socket.socket(fileno=tls.detach()) as raw:
+            raw.sendall(b"\x17\x03\x03\x40\x00")  # the head of one of 16 KiB
+
+            def trickle() -> list[TcpConnection]:
+                with contextlib.suppress(ConnectionError):
+                    raw.sendall(b"x")
+                return ended.down
+
+            eventually(trickle)
+    assert len(ended.errors()) == 1
+
+
+def test_a_message_that_trickles_in_record_by_record_is_closed(serve):
+    ended = Ended()
+    server = serve(
+        0,
+        ssl_context=server_context(),
+        idle_timeouts=IdleTimeouts(message_s=T),
+        message_callback=echo_lines,
+        connection_callback=ended.on_connection,
+    )
+    with server.connect() as sock, client_context().wrap_socket(sock, server_hostname=NAME) as tls:
+
+        def trickle() -> list[TcpConnection]:
+            with contextlib.suppress(OSError):
+                tls.sendall(b"x")
+            return ended.down
+
+        eventually(trickle)
     assert len(ended.errors()) == 1
 
 

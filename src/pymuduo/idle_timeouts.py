@@ -45,7 +45,8 @@ class IdleTimeouts:
     """Time-outs for all connections that are given to ``watch``; a server or client does that (``idle_timeouts``).
 
     One object may serve connections of any number of loops and servers. A time-out of T seconds comes T seconds after
-    the last byte at the earliest, and T·8/7 + 0.02 seconds after it at the latest, unless the loop is held up.
+    the last byte at the earliest, and T·8/7 + 0.02 seconds after it at the latest, unless the loop is held up. Bytes
+    are payload: with TLS a record counts when it is complete, and only *read_s* and *both_s* end one that never is.
 
     Args:
         read_s: seconds in which nothing was received. Time in which reading is stopped (``stop_read``, or the peer
