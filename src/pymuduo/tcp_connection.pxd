@@ -48,8 +48,8 @@ cdef class ConnectionChannel(BaseChannel):
 cdef class TcpConnection(Flushable):
     cdef object __weakref__
     cdef readonly EventLoop loop
-    cdef readonly object local_address
-    cdef readonly object peer_address
+    cdef object _local_address
+    cdef object _peer_address
     cdef public object context
     cdef public object connection_callback
     cdef public object message_callback

@@ -169,7 +169,7 @@ class TcpConnection(Flushable):
     in the loop's thread. Set them before the connection is up, or in that thread.
 
     Attributes:
-        loop: the loop that owns it. local_address, peer_address: both ends. These never change once it is up.
+        loop: the loop that owns it; never changes.
         connection_callback: ``(connection)``, once when it is up and once when it is down (see ``connected``).
         message_callback: ``(connection, buffer, receive_time)`` when bytes have arrived. Take from the buffer what
             is complete; the rest stays for the next time. Unset: input is dropped.
@@ -187,7 +187,7 @@ class TcpConnection(Flushable):
         context: yours; the library does not touch it.
         error: why the connection ended, or never came up, if that was nobody's wish here: the OSError of a reset, an
             ``ssl.SSLError``, a TimeoutError. Else None.
-        layer: what stands between it and its socket: a ``TlsLayer``, or None.
+        layer: what stands between it and its socket: a ``TlsLayer``, or None. The loop's thread only.
         proxy_header: what a load balancer said of the client (``ProxyHeader``), or None.
         bytes_received, bytes_sent: of payload, from and to the socket. messages_received: calls of the message
             callback; messages_sent: accepted sends. Exact in the loop's thread.
@@ -207,12 +207,14 @@ class TcpConnection(Flushable):
         "_half_close_wanted",
         "_in_handler",
         "_input",
+        "_local_address",
         "_low_due",
         "_name",
         "_only_chunk",
         "_output",
         "_output_ended",
         "_owner",
+        "_peer_address",
         "_peer_closed",
         "_reading",
         "_socket",
@@ -230,7 +232,6 @@ class TcpConnection(Flushable):
         "high_water_mark",
         "high_water_mark_callback",
         "layer",
-        "local_address",
         "loop",
         "low_water_mark",
         "low_water_mark_callback",
@@ -239,7 +240,6 @@ class TcpConnection(Flushable):
         "messages_received",
         "messages_sent",
         "number",
-        "peer_address",
         "peer_shutdown_callback",
         "proxy_header",
         "write_complete_callback",
@@ -264,8 +264,8 @@ class TcpConnection(Flushable):
         self.loop = loop
         self._name = name
         self.number = number
-        self.local_address = local_address
-        self.peer_address = peer_address
+        self._local_address = local_address
+        self._peer_address = peer_address
         self.context: Any = None
         self.connection_callback: ConnectionCallback | None = None
         self.message_callback: MessageCallback | None = None
@@ -316,6 +316,19 @@ class TcpConnection(Flushable):
     def name(self) -> str:
         """``server-ip:port#id``; never changes."""
         return self._name if self.number < 0 else f"{self._name}#{self.number}"
+
+    @property
+    def local_address(self) -> Address:
+        """Our end, or what a load balancer says of it; from any thread. Never changes once the connection is up."""
+        # Chosen here, so that no field is set twice that another thread may be reading.
+        header = self.proxy_header
+        return self._local_address if header is None else header.destination or self._local_address
+
+    @property
+    def peer_address(self) -> Address:
+        """The peer's end, or the client's whom a load balancer has named; as ``local_address``."""
+        header = self.proxy_header
+        return self._peer_address if header is None else header.source or self._peer_address
 
     @property
     def state(self) -> ConnectionState:
@@ -657,12 +670,8 @@ class TcpConnection(Flushable):
         self.loop.post(self._close_failed, ())
 
     def take_proxy_header(self, header: Any) -> None:
-        """Take both ends' addresses from what a load balancer said of the client. Before the connection is up."""
+        """Take both ends' addresses from what a load balancer said of the client. Before the connection is up, once."""
         self.proxy_header = header
-        if header.source is not None:
-            self.peer_address = header.source
-        if header.destination is not None:
-            self.local_address = header.destination
 
     def _start_layer(self) -> None:
         layer = self.layer

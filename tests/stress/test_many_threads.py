@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from conftest import PATIENCE_S, call_in_loop, eventually, receive_all, receive_exactly
-from pymuduo import Buffer, ConnectionState, TcpConnection
+from pymuduo import (
+    Buffer,
+    ConnectionState,
+    InetAddress,
+    ProxyProtocol,
+    TcpConnection,
+    encode_proxy_header,
+)
 
 THREADS = 8
 
@@ -177,3 +184,26 @@ def test_broadcast_from_eight_threads_reaches_everyone_in_order(serve):
         for i in range(THREADS):
             assert [int(line[2:]) for line in lines if line.startswith(b"%d " % i)] == list(range(count))
         client.close()
+
+
+def test_addresses_may_be_read_while_a_load_balancer_says_what_they_are(serve):
+    server = serve(2, proxy_protocol=ProxyProtocol(["127.0.0.1"]))
+    header = encode_proxy_header(InetAddress("192.0.2.7", 1), InetAddress("192.0.2.8", 2))
+    are_done = threading.Event()
+
+    def come_and_go() -> None:
+        for _ in range(300):
+            with server.connect() as client:
+                client.sendall(header)
+        are_done.set()
+
+    def read(i: int) -> None:
+        while not are_done.is_set():
+            for connection in server.server.connections:
+                assert connection.peer_address.ip in {"127.0.0.1", "192.0.2.7"}
+                assert connection.local_address.ip in {"127.0.0.1", "192.0.2.8"}
+
+    visitor = threading.Thread(target=come_and_go)
+    visitor.start()
+    in_threads(read)
+    visitor.join()
