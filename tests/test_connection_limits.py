@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import eventually
+from conftest import call_in_loop, eventually
 from pymuduo import InetAddress, TcpConnection
 from pymuduo.connection_limits import ConnectionLimits
 from pymuduo.unix_address import UnixAddress
@@ -279,6 +279,18 @@ def test_a_server_takes_no_more_newcomers_a_second_than_the_rate_and_refuses_non
     free = 2 if acceptors == "one" else 3
     assert max(moments) - begin >= (6 - free) / 20
     assert limits.refused_total == 0
+
+
+def test_a_connection_is_counted_out_where_it_was_counted_in(serve):
+    first, second = ConnectionLimits(), ConnectionLimits()
+    server = serve(0, limits=first)
+    with server.connect():
+        eventually(lambda: first.connections == 1)
+        call_in_loop(server.loop, setattr, server.server, "limits", second)
+        with server.connect():
+            eventually(lambda: second.connections == 1)
+    eventually(lambda: server.server.connection_count == 0)
+    assert first.connections == second.connections == 0
 
 
 def test_repr_tells_the_counts():

@@ -341,6 +341,22 @@ def test_the_name_that_the_client_asks_for_chooses_the_certificate(serve):
         client_context().wrap_socket(server.connect(), server_hostname="three.test")
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_context_that_is_assigned_later_holds_for_the_connections_that_come_then(serve, threads):
+    def serial_number(tls: ssl.SSLSocket) -> object:
+        said = tls.getpeercert()
+        assert said is not None
+        return said["serialNumber"]
+
+    server = serve(threads, ssl_context=server_context(), message_callback=echo)
+    with wrap(server.connect()) as old:
+        renewed = server_context(certificate("two.test", NAME))
+        call_in_loop(server.loop, setattr, server.server, "ssl_context", renewed)
+        with wrap(server.connect()) as new:
+            assert serial_number(new) != serial_number(old)
+        assert exchange(old, b"still here") == b"still here"
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_a_client_resumes_its_session(serve, ends, version):
     server = serve(ssl_context=server_context(), message_callback=echo, **ends.settings())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 from pymuduo import tcp_connection
@@ -19,11 +20,23 @@ if TYPE_CHECKING:
     from pymuduo.idle_timeouts import IdleTimeouts
     from pymuduo.tcp_connection import TcpConnection
 
+# Reads attributes as other objects do, behind their lock where there is no GIL. A compiled method of their own object
+# would take them without, and might take hold of one that another thread is just letting go of.
+_callbacks_of = operator.attrgetter(
+    "connection_callback",
+    "message_callback",
+    "write_complete_callback",
+    "high_water_mark_callback",
+    "low_water_mark_callback",
+    "peer_shutdown_callback",
+    "close_callback",
+)
+
 
 class ConnectionSource:
     """Base of ``TcpServer`` and ``TcpClient``, whose docstrings tell what its attributes mean.
 
-    They are read when a connection is made, in the thread that makes it.
+    They are read when a connection is made, in the thread that makes it, which need not be the one that sets them.
     """
 
     __slots__ = (
@@ -55,13 +68,15 @@ class ConnectionSource:
 
     def equip(self, connection: TcpConnection) -> None:
         """Give a new connection what its source has for it; in the thread that has made it."""
-        connection.connection_callback = self.connection_callback
-        connection.message_callback = self.message_callback
-        connection.write_complete_callback = self.write_complete_callback
-        connection.high_water_mark_callback = self.high_water_mark_callback
+        (
+            connection.connection_callback,
+            connection.message_callback,
+            connection.write_complete_callback,
+            connection.high_water_mark_callback,
+            connection.low_water_mark_callback,
+            connection.peer_shutdown_callback,
+            connection.close_callback,
+        ) = _callbacks_of(self)
         connection.high_water_mark = self.high_water_mark
-        connection.low_water_mark_callback = self.low_water_mark_callback
         connection.low_water_mark = self.low_water_mark
         connection.max_output_bytes = self.max_output_bytes
-        connection.peer_shutdown_callback = self.peer_shutdown_callback
-        connection.close_callback = self.close_callback

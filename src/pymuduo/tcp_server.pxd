@@ -56,5 +56,6 @@ cdef class TcpServer(ConnectionSource):
 
     @cython.locals(connection=TcpConnection, number=cython.longlong)
     cdef object _take_in(self, int fd, object peer, EventLoop io_loop, Acceptor acceptor)
+    cdef object _local_address_of(self, int fd)
     cdef long long _take_number(self) except -1
     cdef object _forget_connection(self, TcpConnection connection)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import ssl
 import threading
 import time
@@ -47,6 +48,10 @@ _log = logging.getLogger("pymuduo.tcp_server")
 
 _CONNECTING = ConnectionState.CONNECTING
 _CLOSE_PATIENCE_S = 10.0  # how long a loop that is being closed waits for this server's threads
+# As in ``connection_source``: what another thread may be setting is read behind its lock.
+_entrance_of = operator.attrgetter("limits", "ssl_context", "proxy_protocol")
+_welcome_of = operator.attrgetter("limits", "idle_timeouts")
+_handshake_failed_callback_of = operator.attrgetter("handshake_failed_callback")
 
 
 class ServerStats(NamedTuple):
@@ -212,7 +217,8 @@ class TcpServer(ConnectionSource):
         self.address = self._acceptor.address
         self.thread_pool = EventLoopThreadPool(loop, name)
         self._connections: dict[int, TcpConnection] = {}
-        self._guests: dict[int, Address] = {}  # whom the limits count, by their connection's number
+        # Whom the limits count, and which: they may be replaced. By their connection's number.
+        self._guests: dict[int, tuple[ConnectionLimits, Address]] = {}
         self._name_prefix = f"{name}-{self.address}"
         self._next_number = 1
         self._number_lock = threading.Lock()
@@ -421,22 +427,20 @@ class TcpServer(ConnectionSource):
         return new_connection
 
     def _take_in(self, fd: int, peer: Address, io_loop: EventLoop, acceptor: Acceptor) -> None:
-        if self.limits is not None and not self._is_admitted(fd, peer, acceptor):
+        limits, ssl_context, proxy_protocol = _entrance_of(self)
+        if limits is not None and not self._is_admitted(limits, proxy_protocol is not None, peer, acceptor):
+            _sys.close(fd)
             return
-        local = self.address
-        if local.is_any:
-            of_this_one = _sys.local_address(fd)
-            if of_this_one is not None:
-                local = inet_address.from_kernel(of_this_one)  # type: ignore[arg-type]  # a Unix address is not any
+        local = self._local_address_of(fd)
         number = self._take_number()
         connection = TcpConnection(io_loop, self._name_prefix, fd, local, peer, number)
         self.equip(connection)
         connection.set_owner(self)
         self._connections[number] = connection
-        if self.limits is not None and self.proxy_protocol is None:
-            self._guests[number] = peer
-        if self.ssl_context is not None or self.proxy_protocol is not None:
-            is_queued = io_loop.post(self._establish_in_layers, (connection,))
+        if limits is not None and proxy_protocol is None:
+            self._guests[number] = (limits, peer)
+        if ssl_context is not None or proxy_protocol is not None:
+            is_queued = io_loop.post(self._establish_in_layers, (connection, ssl_context, proxy_protocol))
         elif io_loop.is_in_loop_thread():
             connection.connect_established()
             is_queued = True
@@ -456,66 +460,67 @@ class TcpServer(ConnectionSource):
             self._next_number += 1
             return self._next_number - 1
 
-    def _is_admitted(self, fd: int, peer: Address, acceptor: Acceptor) -> bool:
-        """Ask the limits; who is refused is gone afterwards."""
-        limits = self.limits
-        assert limits is not None
+    def _is_admitted(self, limits: ConnectionLimits, is_proxied: bool, peer: Address, acceptor: Acceptor) -> bool:
         pause_s = limits.delay_s()
         if pause_s > 0:
             acceptor.pause(pause_s)
-        if self.proxy_protocol is not None:
+        if is_proxied:
             return True  # the client behind the load balancer is counted once it is known
         reason = limits.admit(peer)
         if reason is None:
             return True
-        self._note_refused(peer, reason)
-        _sys.close(fd)
+        self._note_refused(limits, peer, reason)
         return False
 
-    def _note_refused(self, peer: Address, reason: str) -> None:
+    def _local_address_of(self, fd: int) -> Address:
+        if self.address.is_any:
+            of_this_one = _sys.local_address(fd)
+            if of_this_one is not None:
+                return inet_address.from_kernel(of_this_one)  # type: ignore[arg-type]  # a Unix address is not any
+        return self.address
+
+    def _note_refused(self, limits: ConnectionLimits, peer: Address, reason: str) -> None:
         with self._number_lock:
             self._refused += 1
-        assert self.limits is not None
-        self.limits.report(self.name, peer, reason)
+        limits.report(self.name, peer, reason)
 
     # --- new connections: in their own loop ---
 
-    def _establish_in_layers(self, connection: TcpConnection) -> None:
+    def _establish_in_layers(
+        self, connection: TcpConnection, ssl_context: ssl.SSLContext | None, proxy_protocol: ProxyProtocol | None
+    ) -> None:
         if connection.state != _CONNECTING:
             return  # closed on its way here
+        layer: Layer | None = None
         try:
-            connection.set_layer(self._make_layer())
+            if ssl_context is not None:
+                layer = TlsLayer(ssl_context, server_side=True, timeout_s=self.handshake_timeout_s)
+            if proxy_protocol is not None:
+                layer = ProxyLayer(proxy_protocol, layer)
+            connection.set_layer(layer)
         except Exception as e:
             connection.fail(e)
             return
         connection.connect_established()
 
-    def _make_layer(self) -> Layer | None:
-        layer: Layer | None = None
-        if self.ssl_context is not None:
-            layer = TlsLayer(self.ssl_context, server_side=True, timeout_s=self.handshake_timeout_s)
-        if self.proxy_protocol is not None:
-            layer = ProxyLayer(self.proxy_protocol, layer)
-        return layer
-
     def welcome(self, connection: TcpConnection) -> bool:
-        """See a connection come up; False if the limits refuse the client that the load balancer named."""
-        limits = self.limits
-        if limits is not None and self.proxy_protocol is not None:
+        """See a connection come up; False if the limits refuse it now, as the client that a load balancer named."""
+        limits, idle_timeouts = _welcome_of(self)
+        if limits is not None and connection.number not in self._guests:
             reason = limits.admit(connection.peer_address)
             if reason is not None:
-                self._note_refused(connection.peer_address, reason)
+                self._note_refused(limits, connection.peer_address, reason)
                 connection.fail(ConnectionRefusedError(f"refused: {reason}"))
                 return False
-            self._guests[connection.number] = connection.peer_address
-        if self.idle_timeouts is not None:
-            self.idle_timeouts.watch(connection)
+            self._guests[connection.number] = (limits, connection.peer_address)
+        if idle_timeouts is not None:
+            idle_timeouts.watch(connection)
         return True
 
     def _report_failed(self, connection: TcpConnection) -> None:
         with self._number_lock:
             self._failed += 1
-        callback = self.handshake_failed_callback
+        callback = _handshake_failed_callback_of(self)
         if callback is not None:
             try:
                 callback(connection, connection.error or ConnectionError("the connection ended before it was up"))
@@ -551,8 +556,9 @@ class TcpServer(ConnectionSource):
             self._messages_sent += connection.messages_sent
         if self._guests:
             guest = self._guests.pop(connection.number, None)
-            if guest is not None and self.limits is not None:
-                self.limits.release(guest)
+            if guest is not None:
+                limits, address = guest
+                limits.release(address)
         if self._stopping and not self._connections and self._socket_closings == 0:
             self._end_threads()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +15,9 @@ import pytest
 from conftest import PATIENCE_S, call_in_loop, eventually, receive_all, receive_exactly
 from pymuduo import (
     Buffer,
+    ConnectionLimits,
     ConnectionState,
+    IdleTimeouts,
     InetAddress,
     ProxyProtocol,
     TcpConnection,
@@ -207,3 +211,33 @@ def test_addresses_may_be_read_while_a_load_balancer_says_what_they_are(serve):
     visitor.start()
     in_threads(read)
     visitor.join()
+
+
+@pytest.mark.parametrize("acceptors", ["one", "per-loop"])
+def test_a_servers_settings_may_be_replaced_while_connections_come(serve, acceptors):
+    """As a certificate is renewed. Without one no handshake succeeds, but each connection takes all settings."""
+    server = serve(2, acceptors=acceptors, ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    are_done = threading.Event()
+
+    def come_and_go() -> None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(are_done.set)
+            for _ in range(300):
+                with server.connect() as client:
+                    client.sendall(b"no hello")
+
+    def replace() -> None:
+        made = server.server
+        made.ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        made.limits = ConnectionLimits(max_connections=10_000)
+        made.idle_timeouts = IdleTimeouts(read_s=3600)
+        made.connection_callback = lambda connection: None
+        made.message_callback = lambda connection, buffer, when: None
+        made.handshake_failed_callback = lambda connection, error: None
+
+    visitor = threading.Thread(target=come_and_go)
+    visitor.start()
+    while not are_done.is_set():
+        call_in_loop(server.loop, replace)
+    visitor.join()
+    eventually(lambda: server.server.connection_count == 0)
