@@ -293,6 +293,22 @@ def test_a_connection_is_counted_out_where_it_was_counted_in(serve):
     assert first.connections == second.connections == 0
 
 
+def test_a_newcomer_is_closed_if_the_limits_raise_and_the_next_is_served(serve, caplog):
+    class Undecided(ConnectionLimits):
+        def admit(self, address: InetAddress | UnixAddress) -> str | None:
+            if self.refused_total == 0:
+                self.refused_total = 1
+                raise LookupError("who is that?")
+            return super().admit(address)
+
+    server = serve(0, limits=Undecided(), message_callback=lambda connection, buffer, when: connection.send(buffer))
+    with server.connect() as one, server.connect() as other:
+        assert one.recv(1) == b""
+        other.sendall(b"x")
+        assert other.recv(1) == b"x"
+    assert "who is that?" in caplog.text
+
+
 def test_repr_tells_the_counts():
     limits = ConnectionLimits(max_connections=1)
     limits.admit(HERE)

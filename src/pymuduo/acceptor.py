@@ -77,9 +77,9 @@ class Acceptor:
 
     Attributes:
         has_reserve: a descriptor is held back for the day when there is no other.
-        new_connection_callback: called with the descriptor, which the callee owns from then on, and the peer's
-            address: an InetAddress, or a UnixAddress that most often is unnamed. Without it newcomers are closed. It
-            may call ``pause`` and ``close``: no other newcomer is accepted then.
+        new_connection_callback: called with the descriptor, which the callee owns from then on, even if it raises, and
+            the peer's address: an InetAddress, or a UnixAddress that most often is unnamed. Without it newcomers are
+            closed. It may call ``pause`` and ``close``: no other newcomer is accepted then.
 
     Raises:
         OSError: the address can't be bound; the message names it.
@@ -262,10 +262,13 @@ class Acceptor:
     def _hand_on(self, fd: int, peer: tuple[str, int, int] | bytes) -> None:
         if self.new_connection_callback is None:
             _sys.close(fd)
-        elif isinstance(peer, tuple):
-            self.new_connection_callback(fd, inet_address.from_kernel(peer))
-        else:
-            self.new_connection_callback(fd, unix_address.from_kernel(peer))
+            return
+        try:
+            address = inet_address.from_kernel(peer) if isinstance(peer, tuple) else unix_address.from_kernel(peer)
+        except BaseException:
+            _sys.close(fd)  # it is nobody's yet
+            raise
+        self.new_connection_callback(fd, address)
 
     def _pause_for(self, seconds: float) -> None:
         resume_at = time.monotonic() + seconds

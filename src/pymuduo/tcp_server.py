@@ -428,10 +428,14 @@ class TcpServer(ConnectionSource):
 
     def _take_in(self, fd: int, peer: Address, io_loop: EventLoop, acceptor: Acceptor) -> None:
         limits, ssl_context, proxy_protocol = _entrance_of(self)
-        if limits is not None and not self._is_admitted(limits, proxy_protocol is not None, peer, acceptor):
-            _sys.close(fd)
-            return
-        local = self._local_address_of(fd)
+        try:
+            if limits is not None and not self._is_admitted(limits, proxy_protocol is not None, peer, acceptor):
+                _sys.close(fd)
+                return
+            local = self._local_address_of(fd)
+        except BaseException:
+            _sys.close(fd)  # it is nobody's yet
+            raise
         number = self._take_number()
         connection = TcpConnection(io_loop, self._name_prefix, fd, local, peer, number)
         self.equip(connection)
