@@ -1481,6 +1481,25 @@ def layered(loop: EventLoop, recorder: Recorder) -> tuple[TcpConnection, Rot13, 
     return call_in_loop(loop, make)
 
 
+def test_an_error_in_sending_what_another_thread_has_sent_ends_its_connection(serve, threads, caplog):
+    class Broken(Layer):
+        def append(self, data: bytes) -> None:
+            self.unsent += len(data)
+
+        def write(self) -> int:
+            raise LookupError("out of order")
+
+    recorder = Recorder()
+    server = serve(threads, **recorder.settings())
+    with server.connect() as client:
+        connection = recorder.wait_up()
+        call_in_loop(connection.loop, connection.set_layer, Broken())
+        connection.send(b"x")
+        assert receive_all(client) == b""
+    assert recorder.closed.wait(PATIENCE_S)
+    assert "out of order" in caplog.text
+
+
 def test_a_connection_is_not_up_before_its_layer_is_ready(loop_thread):
     recorder = Recorder()
     connection, layer, theirs = layered(loop_thread, recorder)

@@ -16,6 +16,7 @@ cdef double _FOREVER_S
 cdef class Flushable:
     cdef bint _flush_queued
     cpdef object flush(self)
+    cpdef object force_close(self)
 
 
 cdef class EventLoop(ChannelHost):

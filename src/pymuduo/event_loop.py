@@ -78,6 +78,10 @@ class Flushable:
         """Send what there is."""
         raise NotImplementedError
 
+    def force_close(self) -> None:
+        """Give up: ``flush`` has raised."""
+        raise NotImplementedError
+
 
 class EventLoop(ChannelHost):
     """Waits for events on descriptors, for timers and for calls from other threads, and calls back.
@@ -728,7 +732,8 @@ class EventLoop(ChannelHost):
             try:
                 flushable.flush()
             except Exception as e:
-                self.handle_exception(e, flushable)
+                if self.handle_exception(e, flushable):
+                    flushable.force_close()
         to_flush.clear()
 
     # --- private ---

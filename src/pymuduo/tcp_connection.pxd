@@ -134,6 +134,7 @@ cdef class TcpConnection(Flushable):
     cdef object _check_high_water(self)
     cdef object _set_interest(self, unsigned int events)
     cpdef object flush(self)
+    cpdef object force_close(self)
 
 
 @cython.locals(channel=ConnectionChannel)
