@@ -303,6 +303,20 @@ def test_stop_and_join_of_a_server_whose_loop_is_closed_return():
     assert server.is_stopped
 
 
+def test_a_server_that_is_dropped_without_a_start_leaves_nothing_in_its_loop(loop):
+    def hooks() -> int:
+        gc.collect()
+        loop.queue_in_loop(loop.quit)
+        loop.run()
+        return sum("TcpServer" in getattr(o, "__qualname__", "") for o in gc.get_objects() if callable(o))
+
+    TcpServer(loop, InetAddress.loopback(0), "dropped")
+    before = hooks()
+    for _ in range(10):
+        TcpServer(loop, InetAddress.loopback(0), "dropped")
+    assert hooks() == before
+
+
 def test_close_hears_of_the_ends_that_came_after_run(caplog):
     told = threading.Event()
     with EventLoop() as loop:

@@ -47,7 +47,7 @@ cdef class TcpServer(ConnectionSource):
     cdef object _state_lock
     cdef atomic_int _start_requested
     cdef atomic_int _stop_requested
-    cdef object _close_hook
+    cdef readonly object _close_hook
     cdef double _drain_deadline
     cdef bint _stopping
     cdef bint _threads_ending

@@ -681,6 +681,11 @@ class TcpServer(ConnectionSource):
         self.stop(0)
         self.join()
 
+    def __del__(self) -> None:
+        # Never started, or it would have lived until it has stopped. (A constructor that raised has left no hook.)
+        if getattr(self, "_close_hook", None) is not None and not self._stopped.is_set():
+            self.loop.post(self.loop.forget_at_close, (self._close_hook,))
+
     def __repr__(self) -> str:
         if self._stopped.is_set():
             state = "stopped"
