@@ -26,10 +26,19 @@ _MAX_IOVECS = 64
 _STAR, _DOLLAR, _RETURN = b"*$\r"
 
 _CLOCK_MONOTONIC_COARSE = 6  # of Linux; the time module has no name for it
+_IS_FREE_THREADED = "t" in sys.abiflags
 
 
 def full_fence() -> None:
-    """Let no later read of this thread's be seen before its earlier writes; the interpreter sees to that here."""
+    """Let no later read of this thread's be seen before its earlier writes.
+
+    With a GIL there is nothing to do. Without one, whether the interpreter orders them depends on the processor; taking
+    a lock and giving it back does it on every one. A lock of its own, so that no thread ever waits here.
+    """
+    if _IS_FREE_THREADED:
+        lock = threading.Lock()
+        with lock:
+            pass
 
 
 def monotonic_us() -> int:
