@@ -8,6 +8,7 @@
 #   make bench-quick                 every benchmark once, very short: does everything work?
 #   make fuzz SECONDS=60             look for inputs that break a promise, that long for each target
 #   make soak MINUTES=10             churn, and whether memory, descriptors, threads or objects grow; draws soak.png
+#   make extremes                    very many connections, a greedy peer, ten thousand who trickle: are others served?
 #   make sanitize                    every test with the compiled modules under Address- and UndefinedBehaviorSanitizer
 #   make valgrind                    the tests under valgrind's memory checker
 #   make refleaks PYTHON=python3.11-dbg    every test several times over, and whether references are left behind
@@ -28,7 +29,7 @@ SOURCES := pyproject.toml setup.py README.md LICENSE \
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --prefer-binary
 PYTEST ?= -m pytest
 
-.PHONY: demo test test-compiled test-pure test-poll bench bench-quick fuzz fuzz-ready soak sanitize valgrind refleaks lint package clean
+.PHONY: demo test test-compiled test-pure test-poll bench bench-quick fuzz fuzz-ready soak extremes sanitize valgrind refleaks lint package clean
 
 demo: $(COMPILED)/installed
 	$(COMPILED)/bin/python benchmarks/demo.py
@@ -55,6 +56,10 @@ MINUTES ?= 1
 soak: $(COMPILED)/installed
 	-$(COMPILED)/bin/python $(PIP_INSTALL) matplotlib
 	$(COMPILED)/bin/python tests/stress/soak.py --minutes $(MINUTES) --out soak
+
+# Best on a machine that does nothing else: a busy one is told apart, but can't be judged.
+extremes: $(COMPILED)/installed
+	$(COMPILED)/bin/python tests/stress/extremes.py --judge
 
 # Leaks are the soak's business: the interpreter itself keeps memory to its end. Left out are tests that count
 # instructions or memory, preload a library of their own, or run programs that do not bear this one. With
