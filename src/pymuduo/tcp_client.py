@@ -21,6 +21,7 @@ any             ``close``                                nothing, for good
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from pymuduo.resolver import Resolver
 
 _log = logging.getLogger("pymuduo.tcp_client")
+
+# Older CPythons lose six kilobytes whenever a TLS connection is asked for its session.
+_SESSIONS_LEAK = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
 
 
 class TcpClient(ConnectionSource):
@@ -271,9 +275,7 @@ class TcpClient(ConnectionSource):
         # Queued, because this may be inside one of the connection's own handlers.
         self.loop.post(connection.connect_destroyed, ())
         self._connection = None
-        tls = connection.ssl_object
-        # What the server did not like is not offered again.
-        self._session = tls.session if tls is not None and connection.was_up else None
+        self._session = self._session_after(connection)
         if self._is_wanted_again:
             self._is_wanted_again = False
             self._connector.start()
@@ -286,6 +288,15 @@ class TcpClient(ConnectionSource):
             self._is_wanted = False
             self._connector.stop()
             self._let_go()
+
+    def _session_after(self, connection: TcpConnection) -> ssl.SSLSession | None:
+        """Return what the next connection may resume; what the server did not like is not offered again."""
+        tls = connection.ssl_object
+        if tls is None or not connection.was_up or self._is_closed:
+            return None
+        if _SESSIONS_LEAK and self._session is not None and tls.session_reused:
+            return self._session  # as good as a new one, as long as the server takes it
+        return tls.session
 
     def _report_failure(self, error: OSError) -> None:
         if self._connector.state is ConnectorState.IDLE:  # it does not try again

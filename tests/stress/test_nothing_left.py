@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from certificates import NAME, client_context, server_context
 from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, open_descriptors, receive_exactly, reset
+from pymuduo import TcpClient, TcpConnection
 
 LIVES = int(os.environ.get("PYMUDUO_LIVES", "10000"))
 
@@ -78,6 +80,46 @@ def test_10000_connects_and_disconnects_leave_nothing_behind(serve, threads, way
     assert threading.active_count() == running
     # The collector does not know what refers to nothing, such as a compiled Buffer or Socket; but each takes memory.
     eventually(lambda: sys.getallocatedblocks() < blocks + lives // 10, "memory of some lives is left")
+
+
+class AllocatorFigures(ctypes.Structure):
+    """What the C library tells of its memory: ``struct mallinfo2``."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "used", "free", "keepcost")
+    ]
+
+
+def test_a_client_that_comes_back_in_tls_costs_no_memory(serve):
+    """Not even such as the interpreter does not count, as that of an SSL library."""
+    figures = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if figures is None:
+        pytest.skip("this C library does not tell what is in use")
+    figures.restype = AllocatorFigures
+    lives, most = 150, 256 * 1024
+    ended: list[int] = []
+    used: list[int] = []
+    server = serve(ssl_context=server_context(), message_callback=lambda c, b, t: c.send(b))
+    client = TcpClient(server.loop, server.server.address, "again", ssl_context=trusting(), server_hostname=NAME)
+
+    def on_connection(connection: TcpConnection) -> None:
+        if connection.connected:
+            connection.send(b"!")
+            return
+        ended.append(1)
+        if len(ended) % lives == 0:
+            gc.collect()
+            used.append(figures().used)
+        if len(used) < 2:
+            client.connect()
+
+    client.connection_callback = on_connection
+    client.message_callback = lambda c, b, t: c.shutdown()  # what the answer stands behind has come: tickets
+    with client:
+        client.connect()
+        eventually(lambda: len(used) == 2)
+    assert used[1] - used[0] < most
 
 
 FULL_TABLE = """
