@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from web_files import FileServer, curl, fetch
 
 from certificates import server_context, write_files
 from conftest import PATIENCE_S, ServerThread, eventually, installed, receive_all, receive_exactly
@@ -25,6 +24,7 @@ from programs import Program, running
 from pymuduo import Buffer, InetAddress, TcpConnection
 from pymuduo.proxy_protocol import ProxyProtocol
 from targets import BlackHoles, nobody
+from web_files import FileServer, curl, fetch
 
 SOCKS, HTTP, BALANCER = "proxies/socks.py", "proxies/http_connect.py", "proxies/load_balancer.py"
 PAYLOAD = os.urandom(2_000_000)

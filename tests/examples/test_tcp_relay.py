@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from web_files import FileServer, curl, fetch
 
 from conftest import PATIENCE_S, installed, receive_all, receive_exactly
 from programs import running
+from web_files import FileServer, curl, fetch
 
 
 @pytest.mark.parametrize("threads", ["0", "2"])
