@@ -2,22 +2,25 @@
  *
  * The program arms one fault at a time: a kind of call, which one of them (the n-th from now on, or one in so many at
  * random), and what happens to it: an error, or a count cut short. Calls of that kind are counted while it is armed,
- * so a run without a fault tells how many there are to try.
+ * so a run without a fault tells how many there are to try; and those that it struck, or it might never have done so.
  *
- * Reads and writes mean those of sockets; those of event counters and timers are a kind of their own, and those of
- * files and pipes are left alone, or the interpreter could not work.
+ * Reads and writes mean those of sockets, with one piece of memory or with several (readv, writev); those of event
+ * counters and timers are a kind of their own, and those of files and pipes are left alone, or the interpreter could
+ * not work. The two builds of the library call different functions for the same thing: here they are one kind.
  */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <poll.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -26,17 +29,20 @@
 #include <unistd.h>
 
 enum kind {
-    NONE, READ, WRITE, COUNTER_READ, COUNTER_WRITE, ACCEPT, CONNECT, SOCKET, EPOLL_WAIT, EPOLL_CTL, EPOLL_CREATE,
-    EVENTFD, TIMERFD, GETSOCKNAME, SETSOCKOPT, LISTEN, POLL, KINDS
+    NONE, READ, READV, WRITE, WRITEV, SENDFILE, COUNTER_READ, COUNTER_WRITE, ACCEPT, CONNECT, SHUTDOWN, SOCKET, BIND,
+    LISTEN, GETSOCKNAME, GETSOCKOPT, SETSOCKOPT, UNREAD, EPOLL_WAIT, EPOLL_CTL, EPOLL_CREATE, POLL, EVENTFD,
+    TIMERFD_CREATE, TIMERFD_SETTIME, KINDS
 };
 
-static const char *const names[] = {
-    "none", "read", "write", "counter_read", "counter_write", "accept", "connect", "socket", "epoll_wait", "epoll_ctl",
-    "epoll_create", "eventfd", "timerfd", "getsockname", "setsockopt", "listen", "poll", NULL
+static const char *const names[KINDS] = {
+    "none", "read", "readv", "write", "writev", "sendfile", "counter_read", "counter_write", "accept", "connect",
+    "shutdown", "socket", "bind", "listen", "getsockname", "getsockopt", "setsockopt", "unread", "epoll_wait",
+    "epoll_ctl", "epoll_create", "poll", "eventfd", "timerfd_create", "timerfd_settime"
 };
 
 static atomic_int armed;      /* the kind that may fail */
 static atomic_long calls;     /* of that kind, since it was armed */
+static atomic_long struck;    /* of those calls: failed, or cut short */
 static long nth;              /* which one fails; 0: one in `odds` */
 static long odds;
 static int error;             /* 0: the count is cut short to `most` */
@@ -48,7 +54,7 @@ static atomic_uint_fast64_t noise;
 /* The number of a kind of call, 0 if there is none of that name. */
 int faults_kind(const char *name)
 {
-    for (int i = 1; names[i] != NULL; i++)
+    for (int i = 1; i < KINDS; i++)
         if (strcmp(names[i], name) == 0)
             return i;
     return 0;
@@ -64,13 +70,20 @@ void faults_arm(int kind, long which, long one_in, unsigned long seed, int numbe
     most = length;
     atomic_store(&noise, seed | 1);
     atomic_store(&calls, 0);
+    atomic_store(&struck, 0);
     atomic_store(&armed, kind);
 }
 
-/* Let nothing fail any more, and return how many calls there were. */
+/* Let nothing fail any more, and return how often something did. */
 long faults_disarm(void)
 {
     atomic_store(&armed, NONE);
+    return atomic_load(&struck);
+}
+
+/* How many calls there were of the kind that was armed last. */
+long faults_calls(void)
+{
     return atomic_load(&calls);
 }
 
@@ -96,6 +109,7 @@ static int fails(enum kind kind)
 {
     if (!strikes(kind) || error == 0)
         return 0;
+    atomic_fetch_add(&struck, 1);
     errno = error;
     return 1;
 }
@@ -120,10 +134,14 @@ static ssize_t allowed(int fd, size_t count, enum kind if_socket, enum kind if_c
     if (kind == NONE || !strikes(kind))
         return (ssize_t)count;
     if (error != 0) {
+        atomic_fetch_add(&struck, 1);
         errno = error;
         return -1;
     }
-    return (ssize_t)(kind == if_socket && count > most ? most : count);
+    if (kind != if_socket || count <= most)
+        return (ssize_t)count;
+    atomic_fetch_add(&struck, 1);
+    return (ssize_t)most;
 }
 
 #define REAL(name) \
@@ -151,7 +169,19 @@ ssize_t write(int fd, const void *from, size_t count)
 {
     REAL(write);
     ssize_t n = allowed(fd, count, WRITE, COUNTER_WRITE);
-    return n < 0 ? -1 : real(fd, from, (size_t)n);
+    if (n >= 0)
+        return real(fd, from, (size_t)n);
+    if (errno == EAGAIN && kind_of(fd, WRITE, COUNTER_WRITE) == COUNTER_WRITE) {
+        const uint64_t full = UINT64_MAX - 1; /* a counter that says so is full, and wakes whoever waits for it */
+        if (real(fd, &full, sizeof full) >= 0)
+            errno = EAGAIN;
+    }
+    return -1;
+}
+
+int eventfd_write(int fd, eventfd_t value)
+{
+    return write(fd, &value, sizeof value) == sizeof value ? 0 : -1;
 }
 
 ssize_t send(int fd, const void *from, size_t count, int flags)
@@ -161,14 +191,14 @@ ssize_t send(int fd, const void *from, size_t count, int flags)
     return n < 0 ? -1 : real(fd, from, (size_t)n, flags);
 }
 
-ssize_t sendfile(int to, int from, off_t *offset, size_t count)
+/* Python asks for this one by the name that it has with large files. */
+ssize_t sendfile64(int to, int from, off64_t *offset, size_t count)
 {
-    REAL(sendfile);
-    ssize_t n = allowed(to, count, WRITE, NONE);
+    REAL(sendfile64);
+    ssize_t n = allowed(to, count, SENDFILE, NONE);
     return n < 0 ? -1 : real(to, from, offset, (size_t)n);
 }
 
-/* Pieces are cut short to the first one, or a part of it. */
 static size_t size_of(const struct iovec *pieces, size_t count)
 {
     size_t size = 0;
@@ -177,58 +207,55 @@ static size_t size_of(const struct iovec *pieces, size_t count)
     return size;
 }
 
+/* Pieces are cut short to the first one, or a part of it. */
+static struct iovec first_of(const struct iovec *pieces, ssize_t length)
+{
+    struct iovec first = pieces[0];
+    if (first.iov_len > (size_t)length)
+        first.iov_len = (size_t)length;
+    return first;
+}
+
 ssize_t readv(int fd, const struct iovec *pieces, int count)
 {
     REAL(readv);
     size_t size = size_of(pieces, (size_t)count);
-    ssize_t n = allowed(fd, size, READ, NONE);
+    ssize_t n = allowed(fd, size, count > 1 ? READV : READ, NONE);
     if (n < 0)
         return -1;
     if ((size_t)n == size)
         return real(fd, pieces, count);
-    struct iovec first = pieces[0];
-    if (first.iov_len > (size_t)n)
-        first.iov_len = (size_t)n;
+    struct iovec first = first_of(pieces, n);
     return real(fd, &first, 1);
 }
 
-static ssize_t cut_message(int fd, struct msghdr *message, struct iovec *first, enum kind kind)
+ssize_t writev(int fd, const struct iovec *pieces, int count)
 {
-    size_t size = size_of(message->msg_iov, message->msg_iovlen);
-    ssize_t n = allowed(fd, size, kind, NONE);
+    REAL(writev);
+    size_t size = size_of(pieces, (size_t)count);
+    ssize_t n = allowed(fd, size, count > 1 ? WRITEV : WRITE, NONE);
     if (n < 0)
         return -1;
-    if ((size_t)n < size) {
-        *first = message->msg_iov[0];
-        if (first->iov_len > (size_t)n)
-            first->iov_len = (size_t)n;
-        message->msg_iov = first;
-        message->msg_iovlen = 1;
-    }
-    return 0;
-}
-
-ssize_t recvmsg(int fd, struct msghdr *message, int flags)
-{
-    REAL(recvmsg);
-    struct msghdr copy = *message;
-    struct iovec first;
-    if (cut_message(fd, &copy, &first, READ) < 0)
-        return -1;
-    ssize_t result = real(fd, &copy, flags);
-    message->msg_namelen = copy.msg_namelen;
-    message->msg_controllen = copy.msg_controllen;
-    message->msg_flags = copy.msg_flags;
-    return result;
+    if ((size_t)n == size)
+        return real(fd, pieces, count);
+    struct iovec first = first_of(pieces, n);
+    return real(fd, &first, 1);
 }
 
 ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
     REAL(sendmsg);
     struct msghdr copy = *message;
-    struct iovec first;
-    if (cut_message(fd, &copy, &first, WRITE) < 0)
+    size_t size = size_of(copy.msg_iov, copy.msg_iovlen);
+    ssize_t n = allowed(fd, size, copy.msg_iovlen > 1 ? WRITEV : WRITE, NONE);
+    if (n < 0)
         return -1;
+    struct iovec first;
+    if ((size_t)n < size) {
+        first = first_of(copy.msg_iov, n);
+        copy.msg_iov = &first;
+        copy.msg_iovlen = 1;
+    }
     return real(fd, &copy, flags);
 }
 
@@ -243,13 +270,31 @@ int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
 int connect(int fd, const struct sockaddr *address, socklen_t length)
 {
     REAL(connect);
-    return fails(CONNECT) ? -1 : real(fd, address, length);
+    if (!fails(CONNECT))
+        return real(fd, address, length);
+    if (errno != EINTR)
+        return -1;
+    real(fd, address, length); /* what was interrupted goes on */
+    errno = EINTR;
+    return -1;
+}
+
+int shutdown(int fd, int how)
+{
+    REAL(shutdown);
+    return fails(SHUTDOWN) ? -1 : real(fd, how);
 }
 
 int socket(int domain, int type, int protocol)
 {
     REAL(socket);
     return fails(SOCKET) ? -1 : real(domain, type, protocol);
+}
+
+int bind(int fd, const struct sockaddr *address, socklen_t length)
+{
+    REAL(bind);
+    return fails(BIND) ? -1 : real(fd, address, length);
 }
 
 int listen(int fd, int backlog)
@@ -264,10 +309,26 @@ int getsockname(int fd, struct sockaddr *address, socklen_t *length)
     return fails(GETSOCKNAME) ? -1 : real(fd, address, length);
 }
 
+int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
+{
+    REAL(getsockopt);
+    return fails(GETSOCKOPT) ? -1 : real(fd, level, option, value, length);
+}
+
 int setsockopt(int fd, int level, int option, const void *value, socklen_t length)
 {
     REAL(setsockopt);
     return fails(SETSOCKOPT) ? -1 : real(fd, level, option, value, length);
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+    REAL(ioctl);
+    va_list arguments;
+    va_start(arguments, request);
+    void *argument = va_arg(arguments, void *);
+    va_end(arguments);
+    return request == FIONREAD && fails(UNREAD) ? -1 : real(fd, request, argument);
 }
 
 int epoll_wait(int fd, struct epoll_event *events, int most_events, int timeout)
@@ -303,5 +364,11 @@ int eventfd(unsigned int initial, int flags)
 int timerfd_create(int clock, int flags)
 {
     REAL(timerfd_create);
-    return fails(TIMERFD) ? -1 : real(clock, flags);
+    return fails(TIMERFD_CREATE) ? -1 : real(clock, flags);
+}
+
+int timerfd_settime(int fd, int flags, const struct itimerspec *value, struct itimerspec *old)
+{
+    REAL(timerfd_settime);
+    return fails(TIMERFD_SETTIME) ? -1 : real(fd, flags, value, old);
 }

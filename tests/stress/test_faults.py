@@ -1,58 +1,83 @@
 """Every system call that the library makes may fail, at any moment: nothing is lost, doubled or leaked by it.
 
-A fixed scenario is played once without a fault, to count the calls, and then once for every call and every error, with
-that one call failing. A fault that the kernel may produce on a healthy connection (interrupted, would block, cut short,
-short of memory for now) must not be noticed by the peers at all. One that ends a connection may end it: the peer then
-has the beginning of what it should have, and nothing else. In either case the loop lives, and no descriptor is left.
+Fixed scenarios (``fault_scenarios.py``) are played once for every call that they make and every error, with that one
+call failing, up to the one that no play gets to. A fault that the kernel may produce on a healthy connection
+(interrupted, would block, cut short, short of memory for now) must not be noticed by the peers at all. One that ends a
+connection may end it: the peer then has the beginning of what it should have, and nothing else; a client that tries
+again gets all of it in the end. In either case the loop lives, nobody's callback fails, and no descriptor is left. What
+leaves a loop no way to go on leaves ``run`` as an OSError, and it can be run again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
+import itertools
 import os
-import random
-import selectors
 import shlex
-import socket
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from conftest import PATIENCE_S, eventually
+from certificates import write_files
+from conftest import PATIENCE_S, eventually, imported
+from fault_scenarios import LITTLE, SCENARIOS, FaultyServer, Outcome, exchange, fetched, talk
+from pymuduo import COMPILED
 
 HERE = Path(__file__).parent
-MUCH = bytes(random.Random(1).randbytes(300_000))
-LITTLE = b"one line, more or less\n" * 40
 SHORT = 0  # no error: the call does one byte of its work
-POLLS = os.environ.get("PYMUDUO_POLLER") == "poll"  # then nothing calls epoll
+WAIT = "poll" if os.environ.get("PYMUDUO_POLLER") == "poll" else "epoll_wait"
+NO_EPOLL = WAIT == "poll"
+TRIES = 3  # plays in a row that do not get as far as a call before it is given up
+PLAYS = 3  # at random; more if the fault never struck
 
-# What may happen to a call, and whether the peers may notice: a connection ended, or never begun.
+# What may happen to a call without anybody noticing, and what may end a connection or be its end.
 HARMLESS = {
     "read": (errno.EINTR, errno.EAGAIN, SHORT),
+    "readv": (errno.EINTR, errno.EAGAIN, SHORT),
     "write": (errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, SHORT),
+    "writev": (errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, SHORT),
+    "sendfile": (errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, SHORT),
     "counter_read": (errno.EINTR, errno.EAGAIN),
+    "counter_write": (errno.EAGAIN,),
     "accept": (errno.EINTR, errno.EAGAIN, errno.ECONNABORTED, errno.EPROTO, errno.ENOBUFS, errno.ENOMEM),
-    "poll" if POLLS else "epoll_wait": (errno.EINTR,),
-    "getsockname": (errno.ENOBUFS,),
+    "connect": (errno.EINTR, errno.EAGAIN, errno.ECONNREFUSED, errno.ENETUNREACH, errno.ETIMEDOUT, errno.ENOBUFS),
+    "socket": (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM),
+    "setsockopt": (errno.ENOBUFS, errno.ENOMEM),
+    WAIT: (errno.EINTR,),
 }
 HARMFUL = {
     "read": (errno.ECONNRESET, errno.ETIMEDOUT, errno.ENOMEM),
+    "readv": (errno.ECONNRESET, errno.ETIMEDOUT, errno.ENOMEM),
     "write": (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT),
+    "writev": (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT),
+    "sendfile": (errno.ECONNRESET, errno.EPIPE, errno.EIO),
     "accept": (errno.EMFILE, errno.ENFILE),
-    **({} if POLLS else {"epoll_ctl": (errno.ENOMEM, errno.ENOSPC)}),
+    **({} if NO_EPOLL else {"epoll_ctl": (errno.ENOMEM, errno.ENOSPC)}),
 }
-CASES = [
-    pytest.param(kind, number, is_harmless, id=f"{kind}-{errno.errorcode.get(number, 'SHORT')}")
+if COMPILED:  # the plain build asks for it before many a call
+    HARMLESS["getsockname"] = (errno.ENOBUFS,)
+# Which scenarios make such calls, in either build.
+WHERE = {
+    **dict.fromkeys(("read", "write", WAIT, "epoll_ctl"), ("talk", "frames", "file", "tls", "client", "tls-client")),
+    **dict.fromkeys(("readv", "writev"), ("frames",)),
+    "sendfile": ("file",),
+    **dict.fromkeys(("counter_read", "counter_write"), ("talk", "client")),
+    "accept": ("talk", "client"),
+    "getsockname": ("talk",),
+    **dict.fromkeys(("socket", "setsockopt", "connect"), ("client", "tls-client")),
+}
+KINDS = [
+    (kind, number, is_harmless)
     for is_harmless, table in ((True, HARMLESS), (False, HARMFUL))
     for kind, numbers in table.items()
     for number in numbers
 ]
+
+
+def named(kind: str, number: int) -> str:
+    return f"{kind}-{errno.errorcode.get(number, 'SHORT')}"
 
 
 @pytest.fixture(scope="module")
@@ -66,126 +91,18 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-class FaultyServer:
-    """``faulty_server.py`` as a process, and what it is told."""
-
-    def __init__(self, faults: Path, threads: int) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "faulty_server.py"), str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "LD_PRELOAD": str(faults)},
-        )
-        begin = self.hear()
-        self.port = begin["port"]
-        self.descriptors = begin["descriptors"]
-
-    def hear(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            assert self.process.stderr is not None
-            raise AssertionError(f"the server has ended: {self.process.stderr.read()}")
-        told: dict[str, Any] = json.loads(line)
-        return told
-
-    def tell(self, *order: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return self.hear()
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
-
-    def is_clean(self) -> bool:
-        state = self.tell("state")
-        return bool(state["connections"] == 0 and state["descriptors"] <= self.descriptors)
-
-    def end(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        try:
-            assert self.process.wait(PATIENCE_S) == 0
-        finally:
-            if self.process.poll() is None:
-                self.process.kill()
-                self.process.wait()
-            for stream in (self.process.stdout, self.process.stderr):
-                assert stream is not None
-                stream.close()
-
-
-@pytest.fixture(params=[0, 2], ids=["one-loop", "three-loops"])
-def server(request: pytest.FixtureRequest, faults: Path) -> Iterator[FaultyServer]:
-    server = FaultyServer(faults, request.param)
+@pytest.fixture(scope="module", params=[0, 2], ids=["one-loop", "three-loops"])
+def server(request: pytest.FixtureRequest, faults: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Return a process for all tests: it is the scenarios that take time, not so much its start."""
+    folder = tmp_path_factory.mktemp("server")
+    with contextlib.suppress(pytest.skip.Exception):  # without certificates there is no TLS
+        write_files(folder)
+    server = FaultyServer(faults, folder, request.param)
     yield server
     server.end()
 
 
-def talk(server: FaultyServer) -> list[tuple[bytes, bytes]]:
-    """Play the scenario; return for each connection what it should have received, and what it did."""
-    heard = []
-    with server.connect() as one, server.connect() as other:
-        heard += [exchange([(one, LITTLE), (other, MUCH)])]
-        server.tell("send", "to all")
-        heard += [exchange([(one, b""), (other, b"")], [b"to all", b"to all"])]
-        for client in (one, other):
-            end_output(client)
-        heard += [exchange([(one, b""), (other, b"")], [b"", b""])]
-    with server.connect() as client:
-        end_with_fin = exchange([(client, MUCH)], ends_output=True)
-    expected_one, expected_other = LITTLE + b"to all", MUCH + b"to all"
-    one_heard = b"".join(part[0] for part in heard)
-    other_heard = b"".join(part[1] for part in heard)
-    return [(expected_one, one_heard), (expected_other, other_heard), (MUCH, end_with_fin[0])]
-
-
-def end_output(client: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # the connection may have been reset already
-        client.shutdown(socket.SHUT_WR)
-
-
-def exchange(
-    talks: list[tuple[socket.socket, bytes]], expected: list[bytes] | None = None, ends_output: bool = False
-) -> list[bytes]:
-    """Send on several connections and receive what is expected (what was sent) on each, or until it ends."""
-    expected = [data for _, data in talks] if expected is None else expected
-    received = [bytearray() for _ in talks]
-    with selectors.DefaultSelector() as selector:
-        left: dict[int, memoryview] = {}
-        for index, (client, data) in enumerate(talks):
-            client.setblocking(False)
-            left[index] = memoryview(data)
-            selector.register(client, selectors.EVENT_READ | (selectors.EVENT_WRITE if data else 0), index)
-        while selector.get_map():
-            ready = selector.select(PATIENCE_S)
-            assert ready, "nothing moves any more"
-            for key, events in ready:
-                index, client = key.data, talks[key.data][0]
-                try:
-                    if events & selectors.EVENT_WRITE:
-                        left[index] = left[index][client.send(left[index]) :]
-                        if not left[index]:
-                            selector.modify(client, selectors.EVENT_READ, index)
-                            if ends_output:
-                                client.shutdown(socket.SHUT_WR)
-                    if events & selectors.EVENT_READ:
-                        chunk = client.recv(1 << 20)
-                        received[index] += chunk
-                        wants_end = ends_output or not expected[index]
-                        if not chunk or (len(received[index]) >= len(expected[index]) and not wants_end):
-                            selector.unregister(client)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    selector.unregister(client)
-    return [bytes(part) for part in received]
-
-
-def check(server: FaultyServer, outcome: list[tuple[bytes, bytes]], is_harmless: bool, what: str) -> None:
+def check(server: FaultyServer, outcome: Outcome, is_harmless: bool, what: str) -> None:
     for expected, heard in outcome:
         if is_harmless:
             assert heard == expected, f"{what}: {len(heard)} of {len(expected)} bytes"
@@ -197,47 +114,128 @@ def check(server: FaultyServer, outcome: list[tuple[bytes, bytes]], is_harmless:
     eventually(server.is_clean, f"{what}: something is left")
 
 
-def steps(calls: int) -> list[int]:
-    """Every call, or of very many the first and the last ones and some between."""
-    if calls <= 40:
-        return list(range(1, calls + 1))
-    return [*range(1, 21), *random.Random(calls).sample(range(21, calls - 9), 10), *range(calls - 9, calls + 1)]
+def play(
+    server: FaultyServer, scenario: str, kind: str, which: int, number: int, is_harmless: bool, says: str = ""
+) -> int:
+    """Play a scenario with a fault, check what came of it, and return whether the fault has struck.
 
-
-@pytest.mark.parametrize(("kind", "number", "is_harmless"), CASES)
-def test_whichever_call_fails_nothing_is_lost_doubled_or_leaked(server, kind, number, is_harmless):
-    server.tell("arm", kind, 0, 0, 0, 0, 1)
-    check(server, talk(server), is_harmless=True, what="no fault")
-    calls = server.tell("disarm")["calls"]
-    if kind not in {"getsockname", "counter_read"}:
-        assert calls > 0
-    for which in steps(calls):
-        what = f"{kind} number {which} of {calls}: {errno.errorcode.get(number, 'cut short')}"
-        server.tell("arm", kind, which, 0, 0, number, 1)
-        outcome = talk(server)
-        server.tell("disarm")
-        check(server, outcome, is_harmless, what)
-    assert server.tell("state")["errors"] == []
-
-
-@pytest.mark.parametrize(("kind", "number", "is_harmless"), CASES)
-def test_calls_that_fail_at_random_lose_double_and_leak_nothing(faults, kind, number, is_harmless):
-    server = FaultyServer(faults, 1)
+    Args:
+        says: what the base loop's ``run`` raises.
+    """
+    what = f"{scenario}, {named(kind, number)}, call {which}"
+    server.tell("arm", kind, which, 0, 0, number, 1)
     try:
-        for seed in range(1, 6):
+        outcome = SCENARIOS[scenario](server)
+    except AssertionError as e:
+        raise AssertionError(f"{what}: {e}") from e
+    struck: int = server.tell("disarm")["struck"]
+    check(server, outcome, is_harmless, what)
+    errors = server.tell("errors")
+    if says:
+        assert len(errors) == struck
+        assert all(error.startswith("run: ") and says in error for error in errors), errors
+    else:
+        assert errors == [], what
+    return struck
+
+
+def strike_each(server: FaultyServer, scenario: str, kind: str, number: int, is_harmless: bool, says: str = "") -> None:
+    """Let each call of a scenario fail in a play of its own, until no play makes so many."""
+    # How often a loop is woken, and how many reads a stream takes, is a matter of chance; but one call there must be.
+    eventually(lambda: play(server, scenario, kind, 1, number, is_harmless, says), f"{scenario} never calls {kind}")
+    for which in itertools.count(2):
+        if not any(play(server, scenario, kind, which, number, is_harmless, says) for _ in range(TRIES)):
+            return
+
+
+@pytest.mark.parametrize(
+    ("scenario", "kind", "number", "is_harmless"),
+    [
+        pytest.param(scenario, kind, number, is_harmless, id=f"{scenario}-{named(kind, number)}")
+        for kind, number, is_harmless in KINDS
+        for scenario in WHERE[kind]
+    ],
+)
+def test_whichever_call_fails_nothing_is_lost_doubled_or_leaked(server, scenario, kind, number, is_harmless):
+    if "tls" in scenario:
+        imported("trustme")
+    with server.in_use():
+        strike_each(server, scenario, kind, number, is_harmless)
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "is_harmless"),
+    [pytest.param(*case, id=named(*case[:2])) for case in KINDS],
+)
+def test_calls_that_fail_at_random_lose_double_and_leak_nothing(server, kind, number, is_harmless):
+    """All scenarios in a row, the clients beside them; these come to an end when nothing fails any more."""
+    names = [name for name in SCENARIOS if "client" not in name]
+    clients = ["clients", "tls"]
+    if not (server.folder / "key.pem").exists():
+        names.remove("tls")
+        clients.remove("tls")
+    struck = 0
+    with server.in_use():
+        for seed in range(1, 40):
             server.tell("arm", kind, 0, 3, seed, number, 7)
-            outcome = talk(server)
-            server.tell("disarm")
-            check(server, outcome, is_harmless, f"{kind} at random, seed {seed}")
-    finally:
-        server.end()
+            for client in clients:
+                server.tell("fetch", client)
+            outcome = [stream for name in names for stream in SCENARIOS[name](server)]
+            struck += server.tell("disarm")["struck"]
+            check(server, outcome + fetched(server), is_harmless, f"{named(kind, number)} at random, seed {seed}")
+            assert server.tell("errors") == []
+            if seed >= PLAYS and struck > 0:
+                break
+        assert struck > 0
 
 
-@pytest.mark.parametrize("kind", ["eventfd", "timerfd", *([] if POLLS else ["epoll_create", "epoll_ctl"])])
-def test_a_loop_that_can_not_be_made_says_so_and_leaves_nothing(server, kind):
-    server.tell("arm", kind, 1, 0, 0, errno.EMFILE, 0)
-    error = server.tell("new loop")["error"]
-    server.tell("disarm")
-    assert os.strerror(errno.EMFILE) in error or kind.split("_")[0] in error
-    assert server.tell("new loop")["error"] == ""
-    eventually(server.is_clean)
+@pytest.mark.parametrize("server", [0], indirect=True, ids=["one-loop"])
+@pytest.mark.parametrize(
+    ("scenario", "kind", "number"),
+    [
+        ("talk", WAIT, errno.ENOMEM),
+        ("client", WAIT, errno.EBADF),
+    ],
+)
+def test_a_loop_that_can_not_wait_says_so_and_can_be_run_again(server, scenario, kind, number):
+    with server.in_use():
+        strike_each(server, scenario, kind, number, is_harmless=True, says=os.strerror(number))
+
+
+def test_a_loop_in_a_thread_that_can_not_wait_ends_with_its_connections_and_the_others_serve(faults, tmp_path):
+    server = FaultyServer(faults, tmp_path, 2)
+    for which in itertools.count(1):
+        server.tell("arm", WAIT, which, 0, 0, errno.EBADF, 0)
+        outcome = talk(server)
+        assert server.tell("disarm")["struck"] == 1
+        check(server, outcome, False, f"wait number {which}")
+        if server.tell("errors") == []:  # it was not the base loop, which runs again
+            break
+    eventually(lambda: "ended by an exception" in server.said())
+    assert os.strerror(errno.EBADF) in server.said()
+    server.end()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("eventfd", "timerfd_create", WAIT, *(() if NO_EPOLL else ("epoll_create", "epoll_ctl"))),
+        *("socket", "setsockopt", "bind", "getsockname", "getsockopt", "listen"),
+    ],
+)
+def test_a_server_that_can_not_be_made_or_run_says_so_and_leaves_nothing(server, kind):
+    """Neither the socket nor the loops: its own and one in a thread."""
+    with server.in_use():
+        for which in itertools.count(1):
+            before = len(server.said())
+            server.tell("arm", kind, which, 0, 0, errno.EMFILE, 0)
+            error = server.tell("new_server")
+            if server.tell("disarm")["struck"] == 0:
+                break
+            # The end of a loop in a thread, or a channel that can't be taken out, is told in the log.
+            told = error or server.said()[before:]
+            reasons = (f"[Errno {errno.EMFILE}]", os.strerror(errno.EMFILE), "has no local address")
+            assert any(reason in told for reason in reasons), told
+            eventually(server.is_clean)
+        assert which > 1
+        assert error == ""
