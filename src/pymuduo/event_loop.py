@@ -12,6 +12,7 @@ of the two always sees the other. A burst of a million calls costs a handful of 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -743,7 +744,8 @@ class EventLoop(ChannelHost):
         self._asleep = 0
         with self._lock:
             if self._open:
-                _sys.signal_eventfd(self._wakeup_fd)
+                while _sys.signal_eventfd(self._wakeup_fd) == -errno.EINTR:
+                    pass  # interrupted, it has woken nobody
 
     def _handle_wakeup(self, receive_time: Timestamp) -> None:
         self.wakeup_count += 1

@@ -40,7 +40,7 @@ HARMLESS = {
     "writev": (errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, SHORT),
     "sendfile": (errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, SHORT),
     "counter_read": (errno.EINTR, errno.EAGAIN),
-    "counter_write": (errno.EAGAIN,),
+    "counter_write": (errno.EINTR, errno.EAGAIN),
     "accept": (errno.EINTR, errno.EAGAIN, errno.ECONNABORTED, errno.EPROTO, errno.ENOBUFS, errno.ENOMEM),
     "connect": (errno.EINTR, errno.EAGAIN, errno.ECONNREFUSED, errno.ENETUNREACH, errno.ETIMEDOUT, errno.ENOBUFS),
     "socket": (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM),
