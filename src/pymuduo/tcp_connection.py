@@ -967,7 +967,8 @@ class TcpConnection(Flushable):
 
     def _has_unread(self) -> bool:
         """Whether something that the peer has sent waits for ``start_read``, in the kernel or in the layer."""
-        return _sys.unread_bytes(self._channel.fd) > 0 or (self.layer is not None and self.layer.holds_input)
+        # A kernel that does not say how many counts as one that has some: nothing must be passed over.
+        return _sys.unread_bytes(self._channel.fd) != 0 or (self.layer is not None and self.layer.holds_input)
 
     def _handle_error(self) -> None:
         error = _sys.take_error(self._channel.fd)

@@ -45,6 +45,7 @@ HARMLESS = {
     "connect": (errno.EINTR, errno.EAGAIN, errno.ECONNREFUSED, errno.ENETUNREACH, errno.ETIMEDOUT, errno.ENOBUFS),
     "socket": (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM),
     "setsockopt": (errno.ENOBUFS, errno.ENOMEM),
+    "unread": (errno.ENOMEM,),
     WAIT: (errno.EINTR,),
 }
 HARMFUL = {
@@ -62,7 +63,7 @@ if COMPILED:  # the plain build asks for it before many a call
 WHERE = {
     **dict.fromkeys(("read", "write", WAIT, "epoll_ctl"), ("talk", "frames", "file", "tls", "client", "tls-client")),
     **dict.fromkeys(("readv", "writev"), ("frames",)),
-    "sendfile": ("file",),
+    **dict.fromkeys(("sendfile", "unread"), ("file",)),
     **dict.fromkeys(("counter_read", "counter_write"), ("talk", "client")),
     "accept": ("talk", "client"),
     "getsockname": ("talk",),
