@@ -23,6 +23,7 @@ cdef int _EAGAIN
 cdef int _EINTR
 cdef int _ENOMEM
 cdef int _ENOBUFS
+cdef int _ENOTCONN
 cdef int _MAX_WRITES
 cdef Py_ssize_t _WRITE_AT_ONCE
 cdef Py_ssize_t _WRITE_IN_PLACE
@@ -128,6 +129,7 @@ cdef class TcpConnection(Flushable):
     cdef object _overflow(self)
     cdef object _output_drained(self)
     cdef object _call_user(self, object callback)
+    @cython.locals(error=int)
     cdef object _half_close(self)
     cdef object _output_blocked(self)
     cdef object _fail_output(self, int error)

@@ -84,6 +84,7 @@ _DISCONNECTED, _CONNECTING, _CONNECTED, _DISCONNECTING = 0, 1, 2, 3
 _READ, _WRITE, _ERROR, _PEER_SHUTDOWN = READ_EVENT, WRITE_EVENT, ERROR_EVENT, PEER_SHUTDOWN_EVENT
 _PEER_LEFT = (errno.ECONNRESET, errno.EPIPE)
 _EAGAIN, _EINTR, _ENOMEM, _ENOBUFS = errno.EAGAIN, errno.EINTR, errno.ENOMEM, errno.ENOBUFS
+_ENOTCONN = errno.ENOTCONN
 
 
 class ConnectionOwner(Protocol):
@@ -801,8 +802,10 @@ class TcpConnection(Flushable):
                     self._write_output()  # and comes back here when it is sent
                     return
         self._fin_sent = True
-        self._socket.shutdown_write()
-        if self._peer_closed:
+        error = -self._socket.shutdown_write()
+        if error > 0 and error != _ENOTCONN:  # after a reset, which is reported by itself
+            self._fail_output(error)  # without a FIN the peer would wait for ever: closing says it too
+        elif self._peer_closed:
             self.loop.post(self._handle_close, ())
 
     def _force_close_with_delay_in_loop(self, seconds: float) -> None:

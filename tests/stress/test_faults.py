@@ -46,6 +46,7 @@ HARMLESS = {
     "socket": (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM),
     "setsockopt": (errno.ENOBUFS, errno.ENOMEM),
     "unread": (errno.ENOMEM,),
+    "shutdown": (errno.ENOBUFS,),
     WAIT: (errno.EINTR,),
 }
 HARMFUL = {
@@ -57,17 +58,17 @@ HARMFUL = {
     "accept": (errno.EMFILE, errno.ENFILE),
     **({} if NO_EPOLL else {"epoll_ctl": (errno.ENOMEM, errno.ENOSPC)}),
 }
-if COMPILED:  # the plain build asks for it before many a call
-    HARMLESS["getsockname"] = (errno.ENOBUFS,)
+# The plain build asks for it before many a call, where the compiled one only wants to know an address.
+(HARMLESS if COMPILED else HARMFUL)["getsockname"] = (errno.ENOBUFS,)
 # Which scenarios make such calls, in either build.
 WHERE = {
     **dict.fromkeys(("read", "write", WAIT, "epoll_ctl"), ("talk", "frames", "file", "tls", "client", "tls-client")),
     **dict.fromkeys(("readv", "writev"), ("frames",)),
     **dict.fromkeys(("sendfile", "unread"), ("file",)),
     **dict.fromkeys(("counter_read", "counter_write"), ("talk", "client")),
-    "accept": ("talk", "client"),
-    "getsockname": ("talk",),
+    **dict.fromkeys(("accept", "getsockname"), ("talk", "client")),
     **dict.fromkeys(("socket", "setsockopt", "connect"), ("client", "tls-client")),
+    "shutdown": ("frames", "tls", "client"),
 }
 KINDS = [
     (kind, number, is_harmless)
