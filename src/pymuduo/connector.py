@@ -31,6 +31,7 @@ import random
 import socket
 from typing import TYPE_CHECKING
 
+from pymuduo import _sys
 from pymuduo.channel import Channel
 from pymuduo.inet_address import InetAddress
 from pymuduo.resolver import Resolver
@@ -322,7 +323,7 @@ class _Attempt:
         sock = self._socket
         if sock is None:
             return  # the same event has been handled already
-        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        error = _sys.take_error(sock.fileno())
         if error == 0 and not self._is_to_itself(sock):
             self._unwatch()
             self._socket = None

@@ -56,6 +56,7 @@ HARMFUL = {
     "writev": (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT),
     "sendfile": (errno.ECONNRESET, errno.EPIPE, errno.EIO),
     "accept": (errno.EMFILE, errno.ENFILE),
+    "getsockopt": (errno.ENOBUFS,),
     **({} if NO_EPOLL else {"epoll_ctl": (errno.ENOMEM, errno.ENOSPC)}),
 }
 # The plain build asks for it before many a call, where the compiled one only wants to know an address.
@@ -67,7 +68,7 @@ WHERE = {
     **dict.fromkeys(("sendfile", "unread"), ("file",)),
     **dict.fromkeys(("counter_read", "counter_write"), ("talk", "client")),
     **dict.fromkeys(("accept", "getsockname"), ("talk", "client")),
-    **dict.fromkeys(("socket", "setsockopt", "connect"), ("client", "tls-client")),
+    **dict.fromkeys(("socket", "setsockopt", "connect", "getsockopt"), ("client", "tls-client")),
     "shutdown": ("frames", "tls", "client"),
 }
 KINDS = [
