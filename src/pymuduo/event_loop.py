@@ -231,6 +231,7 @@ class EventLoop(ChannelHost):
 
         Raises:
             RuntimeError: wrong thread, running already, closed, or the process was forked.
+            OSError: the kernel refuses to wait, or to set a timer. Nothing is lost, and it may be run again.
             BaseException: what a callback raised, if it is no ``Exception`` (KeyboardInterrupt, SystemExit).
 
         muduo: ``EventLoop::loop``.

@@ -39,7 +39,7 @@ cdef class TimerQueue:
     cpdef object close(self)
     cpdef object add(self, Timer timer)
     cpdef object cancel(self, Timer timer)
-    @cython.locals(first=Timer)
+    @cython.locals(first=Timer, result=int)
     cpdef object arm(self)
     @cython.locals(timer=Timer, now=cython.longlong, limit=cython.longlong)
     cpdef object run_expired(self)

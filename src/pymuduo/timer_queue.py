@@ -155,12 +155,18 @@ class TimerQueue:
             self._take(timer._position)
 
     def arm(self) -> None:
-        """Set the timerfd to the earliest timer."""
-        self.needs_arming = False
+        """Set the timerfd to the earliest timer.
+
+        Raises:
+            OSError: the kernel refused; it is tried again before the next poll.
+        """
         if self._heap:
             first = self._heap[0]
+            result = _sys.arm_timerfd(self.fd, first._when_us - _sys.monotonic_us())
+            if result < 0:
+                raise OSError(-result, f"timerfd_settime failed: {os.strerror(-result)}")
             self._armed_us = first._when_us
-            _sys.arm_timerfd(self.fd, self._armed_us - _sys.monotonic_us())
+        self.needs_arming = False
 
     def run_expired(self) -> None:
         """Call every timer that is due.

@@ -198,6 +198,7 @@ def test_calls_that_fail_at_random_lose_double_and_leak_nothing(server, kind, nu
     [
         ("talk", WAIT, errno.ENOMEM),
         ("client", WAIT, errno.EBADF),
+        ("client", "timerfd_settime", errno.ENOMEM),
     ],
 )
 def test_a_loop_that_can_not_wait_says_so_and_can_be_run_again(server, scenario, kind, number):
@@ -222,7 +223,7 @@ def test_a_loop_in_a_thread_that_can_not_wait_ends_with_its_connections_and_the_
 @pytest.mark.parametrize(
     "kind",
     [
-        *("eventfd", "timerfd_create", WAIT, *(() if NO_EPOLL else ("epoll_create", "epoll_ctl"))),
+        *("eventfd", "timerfd_create", "timerfd_settime", WAIT, *(() if NO_EPOLL else ("epoll_create", "epoll_ctl"))),
         *("socket", "setsockopt", "bind", "getsockname", "getsockopt", "listen"),
     ],
 )
