@@ -204,8 +204,8 @@ def test_a_flood_of_comers_and_goers_leaves_nothing(serve, threads):
     eventually(lambda: len(open_descriptors()) <= before)
 
 
-def test_peers_that_leave_half_open_connections_behind_are_closed(serve):
-    """They have said FIN and are never heard of again, nor do they read."""
+def test_peers_that_half_close_and_stay_are_closed_for_their_silence(serve):
+    """They have said FIN and keep their socket, but are never heard of again, nor do they read."""
     ended: list[Exception | None] = []
     server = serve(
         peer_shutdown_callback=lambda connection: None,
@@ -213,11 +213,14 @@ def test_peers_that_leave_half_open_connections_behind_are_closed(serve):
         message_callback=echo,
         idle_timeouts=IdleTimeouts(both_s=0.3),
     )
+    before = len(open_descriptors())
     with crowd(server, 100) as peers:
         for peer in peers:
             peer.sendall(b"bye")
             peer.shutdown(socket.SHUT_WR)
         eventually(lambda: len(ended) == 100)
+        assert all(isinstance(error, TimeoutError) for error in ended)
+        eventually(lambda: len(open_descriptors()) <= before + len(peers))
 
 
 def test_one_address_gets_no_more_than_its_share(serve):
