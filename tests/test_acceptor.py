@@ -201,6 +201,14 @@ def test_no_delay_is_inherited_by_what_is_accepted(loop: EventLoop) -> None:
         listener.close()
 
 
+def test_keep_alive_is_inherited_by_what_is_accepted(listener: Listener) -> None:
+    listener.acceptor.listen()
+    with listener.connect():
+        listener.run_until_accepted(1)
+        with socket.socket(fileno=os.dup(listener.accepted[0][0])) as copy:
+            assert copy.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
 def test_reuse_port_lets_two_share_a_port(loop: EventLoop) -> None:
     first = Acceptor(loop, InetAddress.loopback(0), reuse_port=True)
     first.listen()
