@@ -109,7 +109,7 @@ def assert_measures(program: str, *arguments: str, kinds: set[str], original: st
 def test_the_redis_benchmark_measures_every_server_that_is_there() -> None:
     installed("redis-benchmark")
     installed("redis-server")
-    assert_measures("redis_bench.py", "--requests", "50", "--pipeline", "4", kinds={"set", "get"}, original="redis")
+    assert_measures("redis_bench.py", "--requests", "5000", "--pipeline", "4", kinds={"set", "get"}, original="redis")
 
 
 def test_the_memcached_benchmark_measures_every_server_that_is_there() -> None:
