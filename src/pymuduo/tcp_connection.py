@@ -187,7 +187,7 @@ class TcpConnection(Flushable):
         close_callback: ``(connection)``, once, after the connection callback for down.
         context: yours; the library does not touch it.
         error: why the connection ended, or never came up, if that was nobody's wish here: the OSError of a reset, an
-            ``ssl.SSLError``, a TimeoutError. Else None.
+            ``ssl.SSLError``, a TimeoutError, a codec's ProtocolError. Else None.
         layer: what stands between it and its socket: a ``TlsLayer``, or None. The loop's thread only.
         proxy_header: what a load balancer said of the client (``ProxyHeader``), or None.
         bytes_received, bytes_sent: of payload, from and to the socket. messages_received: calls of the message

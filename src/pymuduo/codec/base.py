@@ -43,7 +43,7 @@ class Codec:
     """Turns a connection's bytes into messages: the base of all codecs, and of your own.
 
     Give ``on_message`` to a server or connection as its message callback. A peer that breaks the rules is logged and
-    cut off, after the messages that came before have been delivered.
+    cut off, after the messages that came before have been delivered; the reason is in ``connection.error``.
 
     To make one of your own, define ``decode`` and ``encode``. What a message is, you decide: bytes, a list of words, an
     object.
@@ -192,6 +192,7 @@ class Codec:
         return True
 
     def _cut_off(self, connection: TcpConnection, error: ProtocolError) -> None:
+        connection.note_error(error)
         try:
             if self.error_callback is not None:
                 self.error_callback(connection, error)  # it may still send: why it ends, say
