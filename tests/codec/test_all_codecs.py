@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from codec_kinds import KINDS
+from codec_kinds import KINDS, plain
 from conftest import PATIENCE_S, receive_all
-from pymuduo import TcpConnection
-from pymuduo.codec import ProtocolError
+from pymuduo import Buffer, TcpConnection
+from pymuduo.codec import Codec, ProtocolError
 
+LIMIT = 40
 MAY_REFUSE = [name for name, kind in KINDS.items() if kind.refused]
+
+
+# --- values ---
+
+
+def decoded(codec: Codec, stream: bytes, cuts: list[int], most_held: int) -> tuple[list[object], str]:
+    """Return the messages of a stream that arrives in pieces, and how it ended."""
+    buffer = Buffer()
+    received: list[object] = []
+    places = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+    for begin, end in itertools.pairwise(places):
+        buffer.append(stream[begin:end])
+        try:
+            while messages := codec.decode(buffer):
+                received += map(plain, messages)
+        except ProtocolError as e:
+            return received, str(e)
+        assert len(buffer) <= most_held
+    return received, ""
+
+
+@pytest.mark.parametrize("name", KINDS)
+@given(data=st.data(), cuts=st.lists(st.integers(0, 150), max_size=20))
+def test_any_split_of_any_input_gives_the_same_messages_and_the_same_error_and_holds_no_more_than_its_limit(
+    name, data, cuts
+):
+    kind = KINDS[name]
+    codec = kind.make(max_bytes=LIMIT)
+    stream = b"".join(data.draw(st.lists(kind.pieces, max_size=8)))
+    most_held = LIMIT + kind.overhead
+    whole = decoded(codec, stream, [], most_held)
+    assert decoded(codec, stream, cuts, most_held) == whole
+    assert decoded(codec, stream, list(range(len(stream))), most_held) == whole
 
 
 # --- on a connection ---

@@ -13,20 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codec_kinds import KINDS
 from conftest import PATIENCE_S, receive_all, receive_exactly
 from pymuduo import Buffer, InetAddress, TcpConnection, TcpServer
-from pymuduo.codec import Codec, LengthHeaderCodec, LineCodec, NetstringCodec, ProtocolError, VarintCodec
+from pymuduo.codec import Codec, LengthHeaderCodec, LineCodec, ProtocolError
 
-CODECS: dict[str, Callable[..., Codec]] = {
-    "line": LineCodec,
-    "crlf": lambda *a, **k: LineCodec(*a, delimiter=b"\r\n", **k),
-    "bordered": lambda *a, **k: LineCodec(*a, delimiter=b"aba", **k),
-    "length1": lambda *a, **k: LengthHeaderCodec(*a, header_bytes=1, **k),
-    "length2le": lambda *a, **k: LengthHeaderCodec(*a, header_bytes=2, byte_order="little", **k),
-    "length4": LengthHeaderCodec,
-    "length8le": lambda *a, **k: LengthHeaderCodec(*a, header_bytes=8, byte_order="little", **k),
-    "netstring": NetstringCodec,
-    "varint": VarintCodec,
+# Those that carry any bytes of any length.
+CODECS = {
+    name: KINDS[name].make
+    for name in KINDS
+    if name.startswith(("line", "crlf", "bordered", "length", "netstring", "varint"))
 }
 
 
@@ -68,21 +64,6 @@ def test_any_split_of_a_stream_gives_the_same_messages(kind, messages, cuts):
         received += codec.decode(buffer)
     assert received == messages
     assert len(buffer) == 0
-
-
-@pytest.mark.parametrize("kind", CODECS)
-@given(stream=st.binary(max_size=400), step=st.integers(1, 60))
-def test_no_input_raises_anything_else_or_is_held_beyond_the_limit(kind, stream, step):
-    codec = CODECS[kind](max_bytes=20)
-    buffer = Buffer()
-    for begin in range(0, len(stream), step):
-        buffer.append(stream[begin : begin + step])
-        try:
-            while messages := codec.decode(buffer):
-                assert all(len(message) <= 20 for message in messages)
-        except ProtocolError:
-            return
-        assert len(buffer) < 20 + 10
 
 
 @given(lines=st.lists(st.text("ab\r\n", max_size=5).map(str.encode), max_size=5))

@@ -36,7 +36,7 @@ from protobuf_messages import (
     tagged_frame,
 )
 from pymuduo import Buffer, TcpConnection
-from pymuduo.codec import Codec, ProtocolError, VarintCodec
+from pymuduo.codec import Codec, VarintCodec
 from pymuduo.codec.protobuf import (
     ProtobufCodec,
     ProtobufCodecLite,
@@ -121,32 +121,6 @@ def test_any_split_of_a_stream_gives_the_same_messages(kind, texts, cuts):
 def framed(body: bytes) -> bytes:
     """Return a frame of which length and checksum are right."""
     return behind_length(body + adler32(body))
-
-
-PIECES = (
-    st.binary(max_size=30)
-    | st.binary(max_size=60).map(framed)
-    | st.binary(max_size=20).map(lambda data: framed(b"TAG" + data))
-    | st.tuples(st.sampled_from([b"muduo.Query", b"google.protobuf.ListValue", b"x"]), st.binary(max_size=30)).map(
-        lambda pair: named_frame(*pair)
-    )
-)
-
-
-@pytest.mark.parametrize("kind", CODECS)
-@given(pieces=st.lists(PIECES, max_size=5), step=st.integers(1, 80))
-def test_no_input_raises_anything_else_or_is_held_beyond_the_limit(kind, pieces, step):
-    codec = CODECS[kind](max_bytes=80)
-    stream = b"".join(pieces)
-    buffer = Buffer()
-    for begin in range(0, len(stream), step):
-        buffer.append(stream[begin : begin + step])
-        try:
-            while messages := codec.decode(buffer):
-                assert all(isinstance(message, Message) for message in messages)
-        except ProtocolError:
-            return
-        assert len(buffer) < 80 + 4
 
 
 # --- refusals ---
