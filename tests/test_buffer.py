@@ -25,6 +25,7 @@ from pymuduo import COMPILED, Buffer
 INITIAL = 1024  # writable bytes of a new buffer, as in muduo
 PREPEND = 8
 SCRATCH = 65536 + PREPEND
+SOUGHT = [b"\0", b"\1", b"\0\1", b"\0\0"]  # a buffer remembers what it was last looked through for
 
 exports_a_buffer = pytest.mark.skipif(
     not COMPILED and sys.version_info < (3, 12), reason="a Python class can export a buffer since 3.12 (PEP 688)"
@@ -437,6 +438,44 @@ def test_find_sees_neither_retrieved_bytes_nor_those_beyond_the_end() -> None:
 def test_find_of_half_a_crlf_is_not_enough() -> None:
     assert Buffer(b"abc\r").find_crlf() == -1
     assert Buffer(b"\n\r").find_crlf() == -1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda buf: buf.retrieve(2),
+        lambda buf: buf.retrieve_as_bytes(3),
+        lambda buf: buf.retrieve_all(),
+        lambda buf: buf.read_int32(),
+        lambda buf: buf.prepend(b"a\n"),
+        lambda buf: buf.swap(Buffer(b"a\n")),
+        lambda buf: Buffer(b"a\n").swap(buf),
+        lambda buf: buf.take_prefixed(1, 100),
+        lambda buf: buf.take_delimited(b"b", 100),
+        lambda buf: buf.shrink(),
+    ],
+)
+def test_what_was_sought_in_vain_is_found_when_it_is_there_whatever_becomes_of_the_front(change) -> None:
+    buf = Buffer(b"\2bcd")
+    assert buf.find_eol() == -1
+    change(buf)
+    buf.append(b"\n")
+    assert buf.find_eol() == bytes(buf).index(b"\n")
+
+
+def test_what_was_looked_through_for_one_thing_is_looked_through_for_another() -> None:
+    buf = Buffer(b"*2\r\n$3\r\nabc\r\n$9\r\n")
+    blocks = {b"$3": 0}
+    assert buf.take_requests(1000, 10) == []
+    assert buf.find(b"abc") == 8
+    assert buf.take_delimited(b"?", 1000) == []
+    assert buf.take_requests(1000, 10) == []
+    assert buf.take_delimited(b"a", 1000) == [b"*2\r\n$3\r\n"]
+    assert buf.find(b"?") == -1
+    assert buf.take_commands(blocks, 1000, 10, 1000) == [[b"bc"], [b"$9"]]
+    buf.append(b"*1\r\n$2\r\n")
+    assert buf.take_requests(1000, 10) == []
+    assert buf.take_commands(blocks, 1000, 10, 1000) == [[b"*1"], [b"$2"]]
 
 
 def test_find_of_nothing_is_at_start() -> None:
@@ -1000,10 +1039,18 @@ class BufferMachine(RuleBasedStateMachine):
         with pytest.raises(ValueError, match="asked for"):
             self.buf.retrieve(len(self.model) + beyond)
 
-    @rule(what=st.binary(max_size=2), part=st.floats(0, 1))
+    @rule(what=st.sampled_from(SOUGHT) | st.binary(max_size=2), part=st.just(0.0) | st.floats(0, 1))
     def find(self, what: bytes, part: float) -> None:
         start = int(part * len(self.model))
         assert self.buf.find(what, start) == self.model.find(what, start)
+
+    @rule(delimiter=st.sampled_from(SOUGHT), limit=st.integers(0, 60))
+    def take_delimited(self, delimiter: bytes, limit: int) -> None:
+        expected = []
+        while 0 <= (end := self.model.find(delimiter)) <= limit:
+            expected.append(self.model[:end])
+            self.model = self.model[end + len(delimiter) :]
+        assert self.buf.take_delimited(delimiter, limit) == expected
 
     @rule(count=st.integers(0, 3000))
     def ensure(self, count: int) -> None:

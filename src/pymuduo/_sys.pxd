@@ -14,6 +14,8 @@ cdef class ReadableRegion:
     cdef bytearray _data
     cdef Py_ssize_t _begin
     cdef Py_ssize_t _end
+    cdef Py_ssize_t _looked
+    cdef Py_ssize_t _awaited
 
 
 @cython.final
@@ -49,13 +51,13 @@ cpdef long long load_int(bytearray data, Py_ssize_t at, int width) except? -1
 cpdef Py_ssize_t find(bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes what) except? -2
 
 cpdef Py_ssize_t take_delimited(
-    bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes delimiter, Py_ssize_t limit, list taken) except -1
+    bytearray data, Py_ssize_t begin, Py_ssize_t start, Py_ssize_t end, bytes delimiter, Py_ssize_t limit,
+    list taken) except -1
 cpdef Py_ssize_t take_prefixed(
     bytearray data, Py_ssize_t begin, Py_ssize_t end, int width, bint is_big, Py_ssize_t limit, list taken) except -1
-cpdef Py_ssize_t take_requests(
-    bytearray data, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, Py_ssize_t most, list taken) except -1
+cpdef Py_ssize_t take_requests(ReadableRegion region, Py_ssize_t limit, Py_ssize_t most, list taken) except -1
 cpdef Py_ssize_t take_commands(
-    bytearray data, Py_ssize_t begin, Py_ssize_t end, dict blocks, Py_ssize_t line_limit, Py_ssize_t limit,
+    ReadableRegion region, dict blocks, Py_ssize_t line_limit, Py_ssize_t most, Py_ssize_t limit,
     list taken) except -1
 cpdef bytes prefixed(bytes message, int width, Py_ssize_t limit, bint is_big)
 cpdef bytes join_prefixed(list messages, int width, Py_ssize_t limit, bint is_big)

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import select
 import socket
 import struct
@@ -24,6 +25,7 @@ thread_id = threading.get_ident
 
 _MAX_IOVECS = 64
 _STAR, _DOLLAR, _RETURN = b"*$\r"
+_WORD = re.compile(rb"[^ ]+")
 
 _CLOCK_MONOTONIC_COARSE = 6  # of Linux; the time module has no name for it
 _IS_FREE_THREADED = "t" in sys.abiflags
@@ -73,17 +75,23 @@ def call(functor: tuple[Any, ...]) -> object:
 
 
 class ReadableRegion:
-    """``_data[_begin:_end]`` as a read-only buffer: the base of ``Buffer``.
+    """``_data[_begin:_end]`` as a read-only buffer, and how far it has been looked through: the base of ``Buffer``.
+
+    What is looked for by parts need not be looked for anew when a byte more is there: so many bytes from ``_begin`` on
+    (``_looked``) have been gone through, and so much (``_awaited``) was still missing then. Each function that keeps
+    these says what it means by them; ``Buffer`` forgets them when the front changes, or another one looks.
 
     Before Python 3.12 (PEP 688) a class written in Python can't export a buffer, so there ``memoryview(buf)``
     needs the compiled build; ``bytes(buf)`` and ``buf.peek()`` work everywhere.
     """
 
-    __slots__ = ("_begin", "_data", "_end")
+    __slots__ = ("_awaited", "_begin", "_data", "_end", "_looked")
 
     _data: bytearray
     _begin: int
     _end: int
+    _looked: int
+    _awaited: int
 
     def __buffer__(self, flags: int) -> memoryview:
         if flags & 0x1:  # PyBUF_WRITABLE
@@ -139,60 +147,95 @@ def find(data: bytearray, begin: int, end: int, what: bytes) -> int:
 # --- messages in a bytearray ------------------------------------------------------------------------------------
 
 
-def take_delimited(data: bytearray, begin: int, end: int, delimiter: bytes, limit: int, taken: list[bytes]) -> int:
+def take_delimited(
+    data: bytearray, begin: int, start: int, end: int, delimiter: bytes, limit: int, taken: list[bytes]
+) -> int:
     """Append to *taken* each message that ends in *delimiter*, up to one of more than *limit* bytes.
+
+    The first delimiter is known not to begin before *start*.
 
     Returns:
         Where the rest begins.
     """
     if not delimiter:
         raise ValueError("an empty delimiter ends nothing")
-    while 0 <= (at := data.find(delimiter, begin, end)) <= begin + limit:
-        taken.append(bytes(data[begin:at]))
-        begin = at + len(delimiter)
+    with memoryview(data) as view:
+        while 0 <= (at := data.find(delimiter, start, end)) <= begin + limit:
+            taken.append(bytes(view[begin:at]))
+            begin = start = at + len(delimiter)
     return begin
 
 
-def take_requests(data: bytearray, begin: int, end: int, limit: int, most: int, taken: list[list[bytes]]) -> int:
+def take_requests(region: ReadableRegion, limit: int, most: int, taken: list[list[bytes]]) -> int:
     """Append to *taken* each request of the Redis protocol (an array of bulk strings), as a list of its words.
 
-    Stops at what is incomplete or does not begin with ``*``.
+    Stops at what is incomplete or does not begin with ``*``. Of a request that comes in pieces ``_looked`` bytes are
+    known to be right, up to the word that is not all there; with it ``_awaited`` words are still to come.
 
     Returns:
         Where the rest begins.
     Raises:
         ValueError: the first one is malformed, or has more than *most* words or *limit* bytes in all.
     """
+    data, begin, end, at, left = region._data, region._begin, region._end, region._looked, region._awaited
+    at += begin
     while begin < end and data[begin] == _STAR:
         try:
-            words: list[bytes] = []
-            at, count = _number(data, begin + 1, end, "invalid multibulk length")
-            if count > most or count > limit // 6:  # a word takes six bytes at least
-                raise ValueError("invalid multibulk length")
-            for _ in range(count):
-                if at == end:
-                    raise IndexError
-                if data[at] != _DOLLAR:
-                    raise ValueError(f"expected '$', got {chr(data[at])!r}")
-                at, size = _number(data, at + 1, end, "invalid bulk length")
-                if not 0 <= size <= limit - (at + 2 - begin):
-                    raise ValueError("invalid bulk length")
-                if size + 2 > end - at:
-                    raise IndexError
-                words.append(bytes(data[at : at + size]))
-                at += size + 2
-                if data[at - 2 : at] != b"\r\n":
-                    raise ValueError("a bulk string longer than it said")
+            if at == begin:
+                at, left = _number(data, begin + 1, end, "invalid multibulk length")
+                if left > most or left > limit // 6:  # a word takes six bytes at least
+                    raise ValueError("invalid multibulk length")
+            while left > 0:
+                at = _pass_word(data, begin, at, end, limit)
+                left -= 1
         except IndexError:  # not all there
+            _remember(region, begin, at - begin, left)
             break
         except ValueError:
             if taken:
                 break
             raise
+        words = _bulk_strings(data, begin, at)
         if words:
             taken.append(words)
         begin = at
     return begin
+
+
+def _remember(region: ReadableRegion, begin: int, looked: int, awaited: int) -> None:
+    """Note how far the message at *begin* has been looked through, if that is the first one."""
+    if begin == region._begin:
+        region._looked, region._awaited = looked, awaited
+
+
+def _pass_word(data: bytearray, begin: int, at: int, end: int, limit: int) -> int:
+    """Return where the bulk string at *at*, of the request at *begin*, ends; IndexError if it is not all there."""
+    if at == end:
+        raise IndexError
+    if data[at] != _DOLLAR:
+        raise ValueError(f"expected '$', got {chr(data[at])!r}")
+    at, size = _number(data, at + 1, end, "invalid bulk length")
+    if not 0 <= size <= limit - (at + 2 - begin):
+        raise ValueError("invalid bulk length")
+    at += size + 2
+    if at > end:
+        raise IndexError
+    if data[at - 2 : at] != b"\r\n":
+        raise ValueError("a bulk string longer than it said")
+    return at
+
+
+def _bulk_strings(data: bytearray, begin: int, end: int) -> list[bytes]:
+    """Return the words of a request that is known to be right."""
+    words = []
+    at = data.index(b"\n", begin, end) + 1
+    with memoryview(data) as view:
+        while at < end:
+            after = data.index(b"\n", at, end) + 1
+            size = int(data[at + 1 : after])
+            words.append(bytes(view[after : after + size]))
+            at = after + size + 2
+    return words
 
 
 def _number(data: bytearray, begin: int, end: int, error: str) -> tuple[int, int]:
@@ -210,50 +253,61 @@ def _number(data: bytearray, begin: int, end: int, error: str) -> tuple[int, int
 
 
 def take_commands(
-    data: bytearray,
-    begin: int,
-    end: int,
-    blocks: dict[bytes, int],
-    line_limit: int,
-    limit: int,
-    taken: list[list[bytes]],
+    region: ReadableRegion, blocks: dict[bytes, int], line_limit: int, most: int, limit: int, taken: list[list[bytes]]
 ) -> int:
     """Append to *taken* the words of each line, and the block of bytes behind those whose first word is in *blocks*.
 
-    The value there is the index of the word that tells the block's size.
+    The value there is the index of the word that tells the block's size. In the first ``_looked`` bytes no line ends;
+    the command that they begin is not all there before there are ``_awaited``.
 
     Returns:
         Where the rest begins.
     Raises:
-        ValueError: the first line is longer than *line_limit* bytes, or its block than *limit*.
+        ValueError: the first line is longer than *line_limit* bytes or *most* words, or its block than *limit*.
     """
+    data, begin, end, start = region._data, region._begin, region._end, region._begin + region._looked
+    if start > begin and region._awaited > end - begin:
+        return begin
+    violation = ""
     while begin < end:
-        found = data.find(b"\n", begin, end)
+        found = data.find(b"\n", start, end)
         stop = end if found < 0 else found
         after = stop + 1
         if stop > begin and data[stop - 1] == _RETURN:
             stop -= 1
         if stop - begin > line_limit:
-            if taken:
-                break
-            raise ValueError(f"a line of more than {line_limit} bytes")
-        if found < 0:
+            violation = f"a line of more than {line_limit} bytes"
             break
-        words = [bytes(word) for word in data[begin:stop].split(b" ") if word]
+        if found < 0:
+            _remember(region, begin, end - begin, 0)
+            break
+        words = _words(data, begin, stop, most)
+        if words is None:
+            violation = f"a line of more than {most} words"
+            break
         size = _block_size(blocks, words)
+        if size > limit:
+            violation = f"a block of {size} bytes, where {limit} are allowed"
+            break
         if size >= 0:
-            if size > limit:
-                if taken:
-                    break
-                raise ValueError(f"a block of {size} bytes, where {limit} are allowed")
             if size + 2 > end - after:
+                _remember(region, begin, after - 1 - begin, after + size + 2 - begin)
                 break
             if data[after + size : after + size + 2] == b"\r\n":
-                words.append(bytes(data[after : after + size]))
+                words.append(load(data, after, size))
             after += size + 2
         taken.append(words)
-        begin = after
+        begin = start = after
+    if violation and not taken:
+        raise ValueError(violation)
     return begin
+
+
+def _words(data: bytearray, begin: int, stop: int, most: int) -> list[bytes] | None:
+    """Return the words of a line; None if there are more than *most*, of which none is made an object."""
+    if data.count(b" ", begin, stop) >= most and sum(1 for _ in _WORD.finditer(data, begin, stop)) > most:
+        return None
+    return [word for word in load(data, begin, stop - begin).split(b" ") if word]
 
 
 def _block_size(blocks: dict[bytes, int], words: list[bytes]) -> int:

@@ -175,7 +175,7 @@ cpdef object call(tuple functor):
 # --- bytes in a bytearray: the caller has checked the bounds --------------------------------------------------
 
 cdef class ReadableRegion:
-    """``_data[_begin:_end]`` as a read-only buffer: the base of ``Buffer``."""
+    """``_data[_begin:_end]`` as a read-only buffer, and how far it has been looked through: the base of ``Buffer``."""
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         if flags & PyBUF_WRITABLE:
@@ -271,23 +271,25 @@ cpdef Py_ssize_t find(bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes wh
 # --- messages in a bytearray ------------------------------------------------------------------------------------
 
 cpdef Py_ssize_t take_delimited(
-        bytearray data, Py_ssize_t begin, Py_ssize_t end, bytes delimiter, Py_ssize_t limit, list taken) except -1:
+        bytearray data, Py_ssize_t begin, Py_ssize_t start, Py_ssize_t end, bytes delimiter, Py_ssize_t limit,
+        list taken) except -1:
     cdef char *base = PyByteArray_AS_STRING(data)
     cdef const char *what = PyBytes_AS_STRING(delimiter)
     cdef Py_ssize_t n = PyBytes_GET_SIZE(delimiter)
     cdef char *found
-    _check(data, begin, end - begin)
+    _check(data, begin, start - begin)
+    _check(data, start, end - start)
     if n == 0:
         raise ValueError("an empty delimiter ends nothing")
-    while begin < end:
+    while start < end:
         if n == 1:
-            found = <char *>memchr(base + begin, (<const unsigned char *>what)[0], end - begin)
+            found = <char *>memchr(base + start, (<const unsigned char *>what)[0], end - start)
         else:
-            found = <char *>memmem(base + begin, end - begin, what, n)
+            found = <char *>memmem(base + start, end - start, what, n)
         if found == NULL or found - base - begin > limit:
             break
         taken.append(PyBytes_FromStringAndSize(base + begin, found - base - begin))
-        begin = found - base + n
+        begin = start = found - base + n
     return begin
 
 
@@ -339,35 +341,33 @@ cdef Py_ssize_t _number(const char *base, Py_ssize_t at, Py_ssize_t end, Py_ssiz
     return at + 2 if at + 1 < end else -1
 
 
-cdef Py_ssize_t _request(
-        const char *base, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, Py_ssize_t most, Py_ssize_t *first,
-        Py_ssize_t *count) noexcept:
-    # Returns where the request ends; -1 if it is not all there, less if it is malformed: see _refuse.
-    cdef Py_ssize_t at = _number(base, begin + 1, end, count)
-    cdef Py_ssize_t size = 0
-    cdef Py_ssize_t i
-    if at == -2 or (at >= 0 and (count[0] > most or count[0] > limit // 6)):  # a word takes six bytes at least
-        return -2
-    if at < 0:
-        return at
-    first[0] = at
-    for i in range(count[0]):
-        if at == end:
-            return -1
-        if base[at] != c'$':
-            first[0] = at
+cdef void _remember(ReadableRegion region, Py_ssize_t begin, Py_ssize_t looked, Py_ssize_t awaited) noexcept:
+    if begin == region._begin:
+        region._looked = looked
+        region._awaited = awaited
+
+
+cdef Py_ssize_t _pass_words(
+        const char *base, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, Py_ssize_t *at,
+        Py_ssize_t *left) noexcept:
+    # Goes behind each bulk string that is all there, and says how many are left; less than 0 if one is malformed.
+    cdef Py_ssize_t after, size = 0
+    while left[0] > 0 and at[0] < end:
+        if base[at[0]] != c'$':
             return -3
-        at = _number(base, at + 1, end, &size)
-        if at == -1:
-            return -1
-        if at == -2 or size < 0 or size > limit - (at + 2 - begin):
+        after = _number(base, at[0] + 1, end, &size)
+        if after == -1:
+            break
+        if after == -2 or size < 0 or size > limit - (after + 2 - begin):
             return -4
-        if size + 2 > end - at:
-            return -1
-        at += size + 2
-        if base[at - 2] != c'\r' or base[at - 1] != c'\n':
+        if size + 2 > end - after:
+            break
+        after += size + 2
+        if base[after - 2] != c'\r' or base[after - 1] != c'\n':
             return -5
-    return at
+        at[0] = after
+        left[0] -= 1
+    return 0
 
 
 cdef object _refuse(Py_ssize_t what, unsigned char found):
@@ -377,27 +377,56 @@ cdef object _refuse(Py_ssize_t what, unsigned char found):
         what, "a bulk string longer than it said"))
 
 
-cpdef Py_ssize_t take_requests(
-        bytearray data, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t limit, Py_ssize_t most, list taken) except -1:
-    cdef char *base = PyByteArray_AS_STRING(data)
-    cdef Py_ssize_t at = 0, after, count = 0, size = 0, i
+cpdef Py_ssize_t take_requests(ReadableRegion region, Py_ssize_t limit, Py_ssize_t most, list taken) except -1:
+    cdef char *base = PyByteArray_AS_STRING(region._data)
+    cdef Py_ssize_t begin = region._begin, end = region._end, at = begin + region._looked, left = region._awaited
+    cdef Py_ssize_t what, word, count = 0, size = 0, i
     cdef list words
-    _check(data, begin, end - begin)
+    _check(region._data, begin, end - begin)
     while begin < end and base[begin] == c'*':
-        after = _request(base, begin, end, limit, most, &at, &count)
-        if after < -1 and not taken:
-            _refuse(after, <unsigned char>base[at])
-        if after < 0:
+        what = 0
+        if at == begin:
+            at = _number(base, begin + 1, end, &left)
+            if at == -1:
+                break
+            if at == -2 or left > most or left > limit // 6:  # a word takes six bytes at least
+                what = -2
+        if what == 0:
+            what = _pass_words(base, begin, end, limit, &at, &left)
+        if what < 0:
+            if not taken:
+                _refuse(what, <unsigned char>base[at] if what == -3 else 0)
             break
+        if left > 0:
+            _remember(region, begin, at - begin, left)
+            break
+        word = _number(base, begin + 1, end, &count)
         if count > 0:
             words = []
             for i in range(count):
-                at = _number(base, at + 1, end, &size)
-                words.append(PyBytes_FromStringAndSize(base + at, size))
-                at += size + 2
+                word = _number(base, word + 1, end, &size)
+                words.append(PyBytes_FromStringAndSize(base + word, size))
+                word += size + 2
             taken.append(words)
-        begin = after
+        begin = at
     return begin
+
+
+cdef list _words(const char *base, Py_ssize_t at, Py_ssize_t stop, Py_ssize_t most):
+    # None: there are more.
+    cdef list words = []
+    cdef Py_ssize_t word
+    while at < stop:
+        if base[at] == c' ':
+            at += 1
+            continue
+        if len(words) == most:
+            return None
+        word = at
+        while at < stop and base[at] != c' ':
+            at += 1
+        words.append(PyBytes_FromStringAndSize(base + word, at - word))
+    return words
 
 
 cdef Py_ssize_t _block_size(dict blocks, list words) except -2:
@@ -425,48 +454,47 @@ cdef Py_ssize_t _block_size(dict blocks, list words) except -2:
 
 
 cpdef Py_ssize_t take_commands(
-        bytearray data, Py_ssize_t begin, Py_ssize_t end, dict blocks, Py_ssize_t line_limit, Py_ssize_t limit,
+        ReadableRegion region, dict blocks, Py_ssize_t line_limit, Py_ssize_t most, Py_ssize_t limit,
         list taken) except -1:
-    cdef char *base = PyByteArray_AS_STRING(data)
+    cdef char *base = PyByteArray_AS_STRING(region._data)
     cdef char *found
-    cdef Py_ssize_t at, stop, word, size, after
+    cdef Py_ssize_t begin = region._begin, end = region._end, start = begin + region._looked, stop, size, after
     cdef list words
-    _check(data, begin, end - begin)
+    cdef str violation = None
+    _check(region._data, begin, end - begin)
+    if start > begin and region._awaited > end - begin:
+        return begin
     while begin < end:
-        found = <char *>memchr(base + begin, 10, end - begin)
+        found = <char *>memchr(base + start, 10, end - start)
         stop = end if found == NULL else found - base
         after = stop + 1
         if stop > begin and base[stop - 1] == c'\r':
             stop -= 1
         if stop - begin > line_limit:
-            if taken:
-                break
-            raise ValueError(f"a line of more than {line_limit} bytes")
-        if found == NULL:
+            violation = f"a line of more than {line_limit} bytes"
             break
-        words = []
-        at = begin
-        while at < stop:
-            if base[at] == c' ':
-                at += 1
-                continue
-            word = at
-            while at < stop and base[at] != c' ':
-                at += 1
-            words.append(PyBytes_FromStringAndSize(base + word, at - word))
+        if found == NULL:
+            _remember(region, begin, end - begin, 0)
+            break
+        words = _words(base, begin, stop, most)
+        if words is None:
+            violation = f"a line of more than {most} words"
+            break
         size = _block_size(blocks, words)
+        if size > limit:
+            violation = f"a block of {size} bytes, where {limit} are allowed"
+            break
         if size >= 0:
-            if size > limit:
-                if taken:
-                    break
-                raise ValueError(f"a block of {size} bytes, where {limit} are allowed")
             if size + 2 > end - after:
+                _remember(region, begin, after - 1 - begin, after + size + 2 - begin)
                 break
             if base[after + size] == c'\r' and base[after + size + 1] == c'\n':
                 words.append(PyBytes_FromStringAndSize(base + after, size))
             after += size + 2
         taken.append(words)
-        begin = after
+        begin = start = after
+    if violation is not None and not taken:
+        raise ValueError(violation)
     return begin
 
 

@@ -7,10 +7,12 @@
 
 A buffer belongs to one thread at a time: a connection's to its loop's, one that you make to whoever holds it.
 
-Two decisions are not obvious. An empty input buffer owns no memory: a read goes into the loop's scratch area, which
+Three decisions are not obvious. An empty input buffer owns no memory: a read goes into the loop's scratch area, which
 the buffer borrows for the length of the message callback (``read_fd`` and ``give_back``), and only what the
-callback leaves is copied into memory of the buffer's own. And a ``memoryview`` of a buffer is a snapshot: its bytes
-never change under it, because memory that a view shows is left to the view and not written again.
+callback leaves is copied into memory of the buffer's own. A ``memoryview`` of a buffer is a snapshot: its bytes never
+change under it, because memory that a view shows is left to the view and not written again. And a buffer remembers how
+far it has been looked through in vain, and for what: a peer who sends a long line, or a request of many words, byte by
+byte must not have all of it looked through at every byte.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _CHEAP_PREPEND = 8  # room in front of the content, so that a length header costs no copy
 _INITIAL_SIZE = 1024
 _SCRATCH_BYTES = 65536
+_REQUESTS = object()  # what ``take_requests`` looks for
 _NOTHING = bytearray()  # the storage of every buffer that owns none; it has no room, so nobody writes to it
 
 
@@ -42,10 +45,12 @@ class Buffer(ReadableRegion):
     Thread rule: one thread at a time. muduo: ``Buffer``.
     """
 
-    __slots__ = ("__weakref__", "_borrowed")
+    __slots__ = ("__weakref__", "_borrowed", "_sought")
 
     def __init__(self, initial: BytesLike | int = _INITIAL_SIZE) -> None:
         self._borrowed: bytearray | None = None  # the scratch area to be given back, even if the content has moved on
+        self._sought: object = None  # what the content was looked through for, if _looked is not 0
+        self._looked = self._awaited = 0
         self._begin = self._end = _CHEAP_PREPEND
         if isinstance(initial, bool):
             raise TypeError(f"Buffer: a size or bytes are required, got {initial}")
@@ -90,6 +95,7 @@ class Buffer(ReadableRegion):
             self._begin = _CHEAP_PREPEND + count
             self._end = self._begin + readable
         self._begin -= count
+        self._looked = 0
         _sys.store(self._data, self._begin, raw, count)
 
     def append_int8(self, value: int) -> None:
@@ -163,6 +169,8 @@ class Buffer(ReadableRegion):
     def find(self, what: bytes, start: int = 0) -> int:
         """Return the offset of the first *what* at or after offset *start*, or -1.
 
+        Asked again when more has come, it looks at what has come, if *what* is the same object.
+
         Raises:
             TypeError: *what* is not bytes.
             ValueError: *start* is negative or beyond the content.
@@ -171,8 +179,13 @@ class Buffer(ReadableRegion):
             raise ValueError(f"find: start must be 0..{self._end - self._begin}, got {start}")
         if not isinstance(what, bytes):
             raise TypeError(f"find: what must be bytes, got {what!r}")
-        at = _sys.find(self._data, self._begin + start, self._end, what)
-        return at - self._begin if at >= 0 else -1
+        looked = self._looked if what is self._sought else 0
+        at = _sys.find(self._data, self._begin + max(start, looked), self._end, what)
+        if at >= 0:
+            return at - self._begin
+        if start <= looked:
+            self._note_search(what)
+        return -1
 
     def find_crlf(self, start: int = 0) -> int:
         r"""Return the offset of the first ``\r\n`` at or after *start*, or -1."""
@@ -231,9 +244,12 @@ class Buffer(ReadableRegion):
             ValueError: the delimiter is empty.
         """
         taken: list[bytes] = []
-        begin = _sys.take_delimited(self._data, self._begin, self._end, delimiter, max_bytes, taken)
+        start = self._begin + (self._looked if delimiter is self._sought else 0)
+        begin = _sys.take_delimited(self._data, self._begin, start, self._end, delimiter, max_bytes, taken)
         if begin > self._begin:
             self._advance(begin - self._begin)
+        if 0 < self._end - self._begin <= max_bytes:  # more may be a long message, with its end
+            self._note_search(delimiter)
         return taken
 
     def take_prefixed(self, width: int, max_bytes: int, is_big: bool = True) -> list[bytes]:
@@ -261,21 +277,26 @@ class Buffer(ReadableRegion):
             ValueError: what stands at the front is malformed, or has more than *max_words* or *max_bytes*.
         """
         taken: list[list[bytes]] = []
-        begin = _sys.take_requests(self._data, self._begin, self._end, max_bytes, max_words, taken)
+        self._look_for(_REQUESTS)
+        begin = _sys.take_requests(self, max_bytes, max_words, taken)
         if begin > self._begin:
             self._advance(begin - self._begin)
         return taken
 
-    def take_commands(self, blocks: dict[bytes, int], max_line_bytes: int, max_bytes: int) -> list[list[bytes]]:
+    def take_commands(
+        self, blocks: dict[bytes, int], max_line_bytes: int, max_words: int, max_bytes: int
+    ) -> list[list[bytes]]:
         """Take every complete line as the list of its words, with the block of bytes that some are followed by.
 
         See ``CommandCodec``, which this is for.
 
         Raises:
-            ValueError: the line at the front is longer than *max_line_bytes*, or its block than *max_bytes*.
+            ValueError: the line at the front is longer than *max_line_bytes* or *max_words*, or its block than
+                *max_bytes*.
         """
         taken: list[list[bytes]] = []
-        begin = _sys.take_commands(self._data, self._begin, self._end, blocks, max_line_bytes, max_bytes, taken)
+        self._look_for(blocks)
+        begin = _sys.take_commands(self, blocks, max_line_bytes, max_words, max_bytes, taken)
         if begin > self._begin:
             self._advance(begin - self._begin)
         return taken
@@ -320,6 +341,7 @@ class Buffer(ReadableRegion):
         self._data, other._data = other._data, self._data
         self._begin, other._begin = other._begin, self._begin
         self._end, other._end = other._end, self._end
+        self._looked = other._looked = 0
 
     # --- filling from a descriptor ---
 
@@ -427,14 +449,26 @@ class Buffer(ReadableRegion):
         if count < 0 or count > self._end - self._begin:
             raise ValueError(f"{what}: {count} bytes asked for, {self._end - self._begin} readable")
 
+    def _look_for(self, what: object) -> None:
+        if self._sought is not what:
+            self._sought = what
+            self._looked = 0
+
+    def _note_search(self, what: bytes) -> None:
+        """Remember that the content was looked through for *what*, which may have begun in its last bytes."""
+        self._sought = what
+        self._looked = max(self._end - self._begin - len(what) + 1, 0)
+
     def _advance(self, count: int) -> None:
         if count == self._end - self._begin:
             self._reset()
         else:
             self._begin += count
+            self._looked = 0
 
     def _reset(self) -> None:
         """Become empty; memory that a memoryview shows is left to it."""
+        self._looked = 0
         if self._data is self._borrowed or self._data is _NOTHING:
             # Appending again must not write to the scratch area's front while the caller still reads its tail.
             self._begin = self._end
@@ -494,7 +528,8 @@ class Buffer(ReadableRegion):
 def new_empty() -> Buffer:
     """Return a buffer that owns no memory, as ``Buffer(b"")``; without the cost of parsing arguments."""
     made = Buffer.__new__(Buffer)
-    made._borrowed = None
+    made._borrowed = made._sought = None
+    made._looked = made._awaited = 0
     made._data = _NOTHING
     made._begin = made._end = 0
     return made

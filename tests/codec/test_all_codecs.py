@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from codec_kinds import KINDS, plain
 from conftest import PATIENCE_S, receive_all
 from pymuduo import Buffer, TcpConnection
-from pymuduo.codec import Codec, ProtocolError
+from pymuduo.codec import Codec, CommandCodec, LineCodec, ProtocolError, RespCodec
 
 LIMIT = 40
 MAY_REFUSE = [name for name, kind in KINDS.items() if kind.refused]
@@ -49,6 +49,34 @@ def test_any_split_of_any_input_gives_the_same_messages_and_the_same_error_and_h
     whole = decoded(codec, stream, [], most_held)
     assert decoded(codec, stream, cuts, most_held) == whole
     assert decoded(codec, stream, list(range(len(stream))), most_held) == whole
+
+
+# --- work ---
+
+
+@pytest.mark.parametrize(
+    ("codec", "stream", "at", "byte"),
+    [
+        (LineCodec(), b"x" * 100, 50, b"\n"),
+        (LineCodec(delimiter=b"\r\n"), b"x" * 50 + b"\r" + b"x" * 50, 51, b"\n"),
+        (CommandCodec(blocks={}), b"x" * 100, 50, b"\n"),
+        (CommandCodec(blocks={b"set": 1}), b"set 9 a b c d\r\nxxxx", 0, b"g"),
+        (CommandCodec(blocks={b"set": -1}), b"set a b c d 9\r\nxxxx", 12, b"1"),
+        (RespCodec(), b"*3\r\n$1\r\na\r\n$1\r\nb\r\n$9\r\nxxxx", 4, b"?"),
+        (RespCodec(), b"GET " * 20, 50, b"\n"),
+    ],
+)
+def test_what_is_incomplete_is_not_looked_through_again_with_every_byte(codec, stream, at, byte):
+    """Who looked again would find what is changed here behind its back, and take or refuse something."""
+    buffer = Buffer()
+    for piece in (stream[: len(stream) // 2], stream[len(stream) // 2 :]):
+        buffer.append(piece)
+        assert codec.decode(buffer) == []
+    memory = buffer.peek().obj
+    assert isinstance(memory, bytearray)
+    memory[buffer.prependable_bytes + at] = ord(byte)
+    buffer.append(b"x")
+    assert codec.decode(buffer) == []
 
 
 # --- on a connection ---

@@ -53,7 +53,9 @@ def test_any_split_of_a_stream_gives_the_same_commands(commands, cuts):
 @given(
     parts=st.lists(
         st.binary(max_size=8)
-        | st.sampled_from([b"set k 0 0 3\r\n", b"abc\r\n", b"\r\n", b"\n", b"MSG 2\n", b"set k 0 0 99\r\n", b"x" * 25]),
+        | st.sampled_from(
+            [b"set k 0 0 3\r\n", b"abc\r\n", b"\r\n", b"\n", b"MSG 2\n", b"set k 0 0 99\r\n", b"x" * 25, b" a b  c"]
+        ),
         max_size=14,
     ),
     cuts=st.lists(st.integers(0, 100), max_size=20),
@@ -62,7 +64,7 @@ def test_any_split_of_any_input_gives_the_same_commands_and_the_same_error(parts
     stream = b"".join(parts)
 
     def codec() -> CommandCodec:
-        return CommandCodec(blocks=BLOCKS, max_line_bytes=30, max_bytes=40)
+        return CommandCodec(blocks=BLOCKS, max_line_bytes=30, max_words=6, max_bytes=40)
 
     whole = decoded(stream, [], codec())
     assert decoded(stream, cuts, codec()) == whole
@@ -117,6 +119,20 @@ def test_what_is_too_long_is_refused_after_what_came_before(stream, error):
     assert str(caught.value) == error
 
 
+def test_a_line_of_more_words_than_allowed_is_refused_after_what_came_before():
+    codec = CommandCodec(blocks=BLOCKS, max_words=6)
+    buffer = Buffer(b" get  a b c d  e \r\nset k 0 0 1 x\r\ny\r\nget a b c d e f\r\n")
+    assert codec.decode(buffer) == [
+        [b"get", b"a", b"b", b"c", b"d", b"e"],
+        [b"set", b"k", b"0", b"0", b"1", b"x", b"y"],
+    ]
+    with pytest.raises(ProtocolError, match="a line of more than 6 words"):
+        codec.decode(buffer)
+    assert codec.encode([b"set", b"k", b"0", b"0", b"1", b"x"]) == b"set k 0 0 1\r\nx\r\n"
+    with pytest.raises(ValueError, match="at most 6 words, got 7"):
+        codec.encode([b"get", *b"abcdef".hex(" ").encode().split()])
+
+
 def test_what_is_just_short_enough_is_taken():
     codec = CommandCodec(blocks=BLOCKS, max_line_bytes=30, max_bytes=40)
     buffer = Buffer(b"x" * 30 + b"\r")
@@ -151,6 +167,8 @@ def test_arguments_are_checked():
         CommandCodec(blocks={b"set": 0})
     with pytest.raises(ValueError, match="max_line_bytes must be positive, got 0"):
         CommandCodec(blocks={}, max_line_bytes=0)
+    with pytest.raises(ValueError, match="max_words must be positive, got 0"):
+        CommandCodec(blocks={}, max_words=0)
 
 
 def test_a_server_answers_commands(serve):

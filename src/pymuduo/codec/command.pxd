@@ -7,6 +7,7 @@ from pymuduo.codec.base cimport Codec, as_bytes
 cdef class CommandCodec(Codec):
     cdef dict _blocks
     cdef readonly Py_ssize_t max_line_bytes
+    cdef readonly Py_ssize_t max_words
 
     cpdef list decode(self, Buffer buffer)
     cpdef bytes encode(self, object payload)

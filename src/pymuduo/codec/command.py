@@ -29,15 +29,17 @@ class CommandCodec(Codec):
         blocks: for each command that is followed by a block, the index of the word that tells the block's size;
             a negative one counts from the end of the line. Case counts: name a command in each case that is allowed.
         max_line_bytes: the longest line allowed, without its end.
+        max_words: the most words allowed in a line.
         max_bytes: the longest block allowed; one that announces more is refused at once, so no peer can make a
             buffer grow past the two together.
         callbacks: see ``Codec``; a message is a ``list[bytes]``.
 
     Raises:
-        ValueError: an index is 0, which is the command itself, or *max_line_bytes* is not positive; or see ``Codec``.
+        ValueError: an index is 0, which is the command itself, or *max_line_bytes* or *max_words* is not positive; or
+            see ``Codec``.
     """
 
-    __slots__ = ("_blocks", "max_line_bytes")
+    __slots__ = ("_blocks", "max_line_bytes", "max_words")
 
     def __init__(
         self,
@@ -46,21 +48,25 @@ class CommandCodec(Codec):
         batch_callback: WordsBatchCallback | None = None,
         blocks: Mapping[bytes, int],
         max_line_bytes: int = 65536,
+        max_words: int = 65536,
         max_bytes: int = 1024 * 1024,
     ) -> None:
         Codec.__init__(self, message_callback, batch_callback=batch_callback, max_bytes=max_bytes)
         if max_line_bytes < 1:
             raise ValueError(f"CommandCodec: max_line_bytes must be positive, got {max_line_bytes}")
+        if max_words < 1:
+            raise ValueError(f"CommandCodec: max_words must be positive, got {max_words}")
         for command, index in blocks.items():
             if index == 0:
                 raise ValueError(f"CommandCodec: the size of {command!r}'s block can't be its own name")
         self._blocks = dict(blocks)  # a copy: read by many loops, and never changed
         self.max_line_bytes = max_line_bytes
+        self.max_words = max_words
 
     def decode(self, buffer: Buffer) -> list[list[bytes]]:
         """Take every complete command; ProtocolError if the first one's line or block is too long."""
         try:
-            return buffer.take_commands(self._blocks, self.max_line_bytes, self.max_bytes)
+            return buffer.take_commands(self._blocks, self.max_line_bytes, self.max_words, self.max_bytes)
         except ValueError as e:
             raise ProtocolError(str(e)) from None
 
@@ -85,6 +91,8 @@ class CommandCodec(Codec):
         line = b" ".join(words)
         if len(line) > self.max_line_bytes:
             raise ValueError(f"a line has at most {self.max_line_bytes} bytes, got {len(line)}")
+        if len(words) > self.max_words:
+            raise ValueError(f"a line has at most {self.max_words} words, got {len(words)}")
         if not words or b"\n" in line or line.endswith(b"\r") or line.split(b" ") != words or b"" in words:
             raise ValueError(f"CommandCodec: these words would not arrive as they are: {words!r}")
         return b"%b\r\n%b" % (line, block)

@@ -4,6 +4,9 @@ from pymuduo.buffer cimport Buffer
 from pymuduo.codec.base cimport Codec, as_bytes
 
 
+cdef int _STAR
+
+
 cdef class RespCodec(Codec):
     cdef readonly Py_ssize_t max_words
 

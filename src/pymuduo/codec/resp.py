@@ -32,8 +32,7 @@ class RespCodec(Codec):
     Args:
         max_bytes: the longest request allowed, with all that belongs to it; one that announces more is refused at
             once, so no peer can make a buffer grow past this. A line of words may have 64 KiB.
-        max_words: the most words allowed in a request. One that arrives in pieces is looked through anew with each
-            piece, which is what this bounds.
+        max_words: the most words allowed in a request: each is an object, and may have no byte of its own.
         callbacks: see ``Codec``; a message is a ``list[bytes]``, never an empty one.
 
     What breaks the rules is a ``ProtocolError`` in Redis's own words, without the ``Protocol error:`` that a server
@@ -62,10 +61,11 @@ class RespCodec(Codec):
         """Take every complete request; ProtocolError if the first one is malformed or too long."""
         requests: list[list[bytes]] = []
         try:
-            while True:
-                requests += buffer.take_requests(self.max_bytes, self.max_words)
-                if len(buffer) == 0 or buffer.peek_int8() == _STAR:
-                    break
+            while len(buffer) > 0:
+                if buffer._data[buffer._begin] == _STAR:
+                    requests += buffer.take_requests(self.max_bytes, self.max_words)
+                    if len(buffer) == 0 or buffer._data[buffer._begin] == _STAR:
+                        break
                 line = self._take_line(buffer)
                 if line is None:
                     break
