@@ -19,7 +19,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 thread_id = threading.get_ident
 
@@ -101,11 +101,13 @@ class ReadableRegion:
 
 def is_exported(data: bytearray) -> bool:
     """Whether a memoryview of *data* is alive (it may not be resized, so try)."""
+    if not data:
+        return False  # nobody minds
     try:
-        data.append(0)
+        last = data.pop()  # in this order, because appending first may move all of it to where there is room
     except BufferError:
         return True
-    data.pop()
+    data.append(last)
     return False
 
 
@@ -329,28 +331,29 @@ def take_prefixed(
     """
     if not 1 <= width <= 8:
         raise ValueError(f"a length of {width} bytes: 1 to 8 are possible")
-    while end - begin >= width:
-        length = int.from_bytes(data[begin : begin + width], "big" if is_big else "little")
-        if length > limit or length > end - begin - width:
-            break
-        begin += width
-        taken.append(bytes(data[begin : begin + length]))
-        begin += length
+    byte_order: Literal["big", "little"] = "big" if is_big else "little"
+    with memoryview(data) as view:
+        while end - begin >= width:
+            length = int.from_bytes(view[begin : begin + width], byte_order)
+            if length > limit or length > end - begin - width:
+                break
+            begin += width
+            taken.append(bytes(view[begin : begin + length]))
+            begin += length
     return begin
 
 
 def prefixed(message: bytes, width: int, limit: int, is_big: bool) -> bytes:
     """Return the message behind its length of *width* bytes; ValueError if it is too long."""
-    if not 1 <= width <= 8:
-        raise ValueError(f"a length of {width} bytes: 1 to 8 are possible")
-    if len(message) > limit:
-        raise ValueError(f"a message has at most {limit} bytes, got {len(message)}")
-    return len(message).to_bytes(width, "big" if is_big else "little") + message
+    return _length(message, width, limit, is_big) + message
 
 
 def join_prefixed(messages: list[bytes], width: int, limit: int, is_big: bool) -> bytes:
     """Return many messages in one piece, each behind its length; ValueError if one is too long."""
-    return b"".join([prefixed(message, width, limit, is_big) for message in messages])
+    parts: list[bytes] = []
+    for message in messages:
+        parts += (_length(message, width, limit, is_big), message)
+    return b"".join(parts)
 
 
 def delimited(message: bytes, delimiter: bytes, limit: int) -> bytes:
@@ -358,20 +361,36 @@ def delimited(message: bytes, delimiter: bytes, limit: int) -> bytes:
 
     ValueError if it is too long, or holds the delimiter and would arrive as two.
     """
-    if not delimiter:
-        raise ValueError("an empty delimiter ends nothing")
-    if len(message) > limit:
-        raise ValueError(f"a message has at most {limit} bytes, got {len(message)}")
-    encoded = message + delimiter
-    # Searched together with its end, because a message may close with the first part of a delimiter.
-    if encoded.find(delimiter) != len(message):
-        raise ValueError(f"a message must not hold its delimiter {delimiter!r}, got {message!r:.80}")
-    return encoded
+    _check_delimited(message, delimiter, limit)
+    return message + delimiter
 
 
 def join_delimited(messages: list[bytes], delimiter: bytes, limit: int) -> bytes:
     """Return many messages in one piece, each with *delimiter* behind it; ValueError as for one."""
-    return b"".join([delimited(message, delimiter, limit) for message in messages])
+    parts: list[bytes] = []
+    for message in messages:
+        _check_delimited(message, delimiter, limit)
+        parts += (message, delimiter)
+    return b"".join(parts)
+
+
+def _length(message: bytes, width: int, limit: int, is_big: bool) -> bytes:
+    if not 1 <= width <= 8:
+        raise ValueError(f"a length of {width} bytes: 1 to 8 are possible")
+    if len(message) > limit:
+        raise ValueError(f"a message has at most {limit} bytes, got {len(message)}")
+    return len(message).to_bytes(width, "big" if is_big else "little")
+
+
+def _check_delimited(message: bytes, delimiter: bytes, limit: int) -> None:
+    if not delimiter:
+        raise ValueError("an empty delimiter ends nothing")
+    if len(message) > limit:
+        raise ValueError(f"a message has at most {limit} bytes, got {len(message)}")
+    # With what it ends in, too: a message may close with the first part of a delimiter, which the rest then completes.
+    tail = message[max(len(message) - len(delimiter) + 1, 0) :]
+    if delimiter in message or (tail + delimiter).find(delimiter) != len(tail):
+        raise ValueError(f"a message must not hold its delimiter {delimiter!r}, got {message!r:.80}")
 
 
 # --- reading and writing ---------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +18,17 @@ from pymuduo import Buffer, TcpConnection
 from pymuduo.codec import Codec, CommandCodec, LineCodec, ProtocolError, RespCodec
 
 LIMIT = 40
+FLOODED = 1 << 18  # bytes
 MAY_REFUSE = [name for name, kind in KINDS.items() if kind.refused]
+
+# Protobuf makes bytes of a message itself; that is the one copy more.
+COPIES_TO_ENCODE = {"fixed": 0, "named": 2, "tagged": 2, "bare": 2}
+
+# What a peer may send without end: how it begins, and what follows again and again.
+FLOODS = {name: (name, kind.opening(FLOODED), b"\xff" * 65536) for name, kind in KINDS.items()}
+FLOODS["resp of words"] = ("resp", b"*16384\r\n", b"$10\r\n0123456789\r\n" * 4096)
+FLOODS["resp of lines"] = ("resp", b"", b"x" * 65536)
+FLOODS["command of words"] = ("command", b"", b"abc " * 16384)
 
 
 # --- values ---
@@ -49,6 +62,67 @@ def test_any_split_of_any_input_gives_the_same_messages_and_the_same_error_and_h
     whole = decoded(codec, stream, [], most_held)
     assert decoded(codec, stream, cuts, most_held) == whole
     assert decoded(codec, stream, list(range(len(stream))), most_held) == whole
+
+
+# --- memory ---
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return how much more memory was in use at some moment of *work* than before it."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        result = work()
+        peak = tracemalloc.get_traced_memory()[1] - before
+        del result
+    finally:
+        tracemalloc.stop()
+    return peak
+
+
+def large(name: str) -> tuple[Codec, int, Any]:
+    """Return a codec, the size of a large payload for it, and a message that carries that."""
+    size = {"length8big": 200, "length8little": 200, "length16big": 60_000, "length16little": 60_000}.get(name, 1 << 20)
+    kind = KINDS[name]
+    return kind.make(max_bytes=size if name == "fixed" else 2 * size), size, kind.wrap(bytes(size))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_payload_is_copied_once_on_its_way_out(name):
+    codec, size, message = large(name)
+    codec.encode(message)  # what is found out once
+    copies = COPIES_TO_ENCODE.get(name, 1)
+    assert peak_bytes(lambda: codec.encode(message)) < copies * size + 2000
+    assert peak_bytes(lambda: codec.encode_all([message, message])) < max(copies, 1) * 2 * size + 2000
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_payload_is_copied_once_on_its_way_in(name):
+    codec, size, message = large(name)
+    encoded = codec.encode(message)
+    codec.decode(Buffer(encoded))  # what is found out once
+    buffer = Buffer(encoded)
+    assert peak_bytes(lambda: codec.decode(buffer)) < size + 2000
+    assert len(buffer) == 0
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_peer_that_announces_the_most_and_never_stops_costs_a_few_times_the_limit(flood):
+    name, opening, filler = FLOODS[flood]
+    codec = KINDS[name].make(max_bytes=FLOODED, **({"max_line_bytes": FLOODED} if name == "command" else {}))
+
+    def take_it_all() -> None:
+        buffer = Buffer()
+        buffer.append(opening)
+        for _ in range(8 * FLOODED // len(filler)):
+            buffer.append(filler)
+            try:
+                codec.decode(buffer)
+            except ProtocolError:
+                break
+
+    # A buffer that grows has its old memory and its new one, which is twice as large.
+    assert peak_bytes(take_it_all) < 5 * FLOODED
 
 
 # --- work ---

@@ -11,3 +11,5 @@ cdef class CommandCodec(Codec):
 
     cpdef list decode(self, Buffer buffer)
     cpdef bytes encode(self, object payload)
+    cpdef bytes encode_all(self, object payloads)
+    cdef list _parts(self, object payload)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pymuduo.codec.base import Codec, ProtocolError, as_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pymuduo.buffer import Buffer
     from pymuduo.callbacks import BytesLike, WordsBatchCallback, WordsCallback
@@ -77,8 +77,15 @@ class CommandCodec(Codec):
             ValueError: it is too long, there is no word, one is empty or holds a blank or a line end, or the block has
                 not the size that the line tells.
         """
+        return b"".join(self._parts(payload))
+
+    def encode_all(self, payloads: Iterable[Sequence[BytesLike]]) -> bytes:
+        """Return many commands in one piece. Raises ValueError as ``encode`` does."""
+        return b"".join([part for payload in payloads for part in self._parts(payload)])
+
+    def _parts(self, payload: Sequence[BytesLike]) -> list[bytes]:
         words = [as_bytes(word) for word in payload]
-        block = b""
+        behind: list[bytes] = []
         index = self._blocks.get(words[0]) if words else None
         if index is not None:
             block = words.pop()
@@ -87,7 +94,7 @@ class CommandCodec(Codec):
                 raise ValueError(f"CommandCodec: a block of {len(block)} bytes behind a line that tells {told!r}")
             if len(block) > self.max_bytes:
                 raise ValueError(f"a block has at most {self.max_bytes} bytes, got {len(block)}")
-            block += b"\r\n"
+            behind = [block, b"\r\n"]
         line = b" ".join(words)
         if len(line) > self.max_line_bytes:
             raise ValueError(f"a line has at most {self.max_line_bytes} bytes, got {len(line)}")
@@ -95,4 +102,4 @@ class CommandCodec(Codec):
             raise ValueError(f"a line has at most {self.max_words} words, got {len(words)}")
         if not words or b"\n" in line or line.endswith(b"\r") or line.split(b" ") != words or b"" in words:
             raise ValueError(f"CommandCodec: these words would not arrive as they are: {words!r}")
-        return b"%b\r\n%b" % (line, block)
+        return [line, b"\r\n", *behind]

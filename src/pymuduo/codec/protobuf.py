@@ -24,7 +24,7 @@ from pymuduo import _sys
 from pymuduo.codec.base import Codec, ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from pymuduo.buffer import Buffer
     from pymuduo.callbacks import AnyBatchCallback, AnyMessageCallback
@@ -36,6 +36,7 @@ __all__ = ["ProtobufCodec", "ProtobufCodecLite", "ProtobufDispatcher", "Protobuf
 M = TypeVar("M", bound=Message)
 
 _WIDTH = 4  # of every integer in a frame
+_SMALL_BYTES = 4096  # a frame of this size is taken together with others, which is worth a copy more
 
 
 class ProtobufErrorKind(enum.Enum):
@@ -79,42 +80,67 @@ class _FrameCodec(Codec):
 
     def decode(self, buffer: Buffer) -> list[Any]:
         messages: list[Any] = []
-        # In one go; a negative length is a large one, since it is taken as unsigned.
-        frames = buffer.take_prefixed(_WIDTH, self.max_bytes)
-        for frame in frames:
+        try:
+            self._take_small(buffer, messages)
+            while self._take_large(buffer, messages):
+                self._take_small(buffer, messages)
+        except ProtobufError:
+            if not messages:
+                raise  # else those before it come first; the next call finds it where it was
+        return messages
+
+    def _take_small(self, buffer: Buffer, messages: list[Any]) -> None:
+        frames = buffer.take_prefixed(_WIDTH, min(self.max_bytes, _SMALL_BYTES))
+        for at, frame in enumerate(frames):
             try:
                 messages.append(self._parse(frame))
             except ProtobufError:
-                buffer.prepend(_sys.join_prefixed(frames[len(messages) :], _WIDTH, self.max_bytes, True))
-                if not messages:
-                    raise
-                break  # those before it come first; the next call finds it where it was
-        if not messages and len(buffer) >= _WIDTH:
-            announced = buffer.peek_int32()
-            if not self._min_bytes <= announced <= self.max_bytes:
-                raise self._invalid_length(announced)
-        return messages
+                buffer.prepend(_sys.join_prefixed(frames[at:], _WIDTH, self.max_bytes, True))
+                raise
 
-    def _frame(self, head: bytes, message: Message) -> bytes:
+    def _take_large(self, buffer: Buffer, messages: list[Any]) -> bool:
+        """Take one frame, looking at it where it lies; False if it is not all there."""
+        if len(buffer) < _WIDTH:
+            return False
+        size = buffer.peek_int32()
+        if not self._min_bytes <= size <= self.max_bytes:
+            raise self._invalid_length(size)
+        if size > len(buffer) - _WIDTH:
+            return False
+        with buffer.peek(_WIDTH + size) as content, content[_WIDTH:] as frame:
+            messages.append(self._parse(frame))
+        buffer.retrieve(_WIDTH + size)
+        return True
+
+    def encode_all(self, payloads: Iterable[Message]) -> bytes:
+        """Return many messages, each in its frame, in one piece. Raises as ``encode`` does."""
+        return b"".join([part for payload in payloads for part in self._parts(payload)])
+
+    def _parts(self, payload: Any) -> tuple[bytes, ...]:
+        """Return what a frame is made of, in order."""
+        raise NotImplementedError
+
+    def _frame(self, head: bytes, message: Message) -> tuple[bytes, ...]:
         try:
-            body = head + message.SerializeToString()
+            data = message.SerializeToString()
         except EncodeError as e:
             raise ValueError(str(e)) from e
-        size = len(body) + _WIDTH
+        size = len(head) + len(data) + _WIDTH
         if size > self.max_bytes:
             raise ValueError(f"a frame has at most {self.max_bytes} bytes, got {size}")
-        return b"".join((size.to_bytes(_WIDTH, "big"), body, zlib.adler32(body).to_bytes(_WIDTH, "big")))
+        checksum = zlib.adler32(data, zlib.adler32(head))
+        return size.to_bytes(_WIDTH, "big"), head, data, checksum.to_bytes(_WIDTH, "big")
 
-    def _parse(self, frame: bytes) -> Message:
+    def _parse(self, frame: bytes | memoryview) -> Message:
         """Return the message in a frame, which comes without its length; ProtobufError if there is none."""
         if len(frame) < self._min_bytes:
             raise self._invalid_length(len(frame))
-        body = frame[:-_WIDTH]
-        if not frame.endswith(zlib.adler32(body).to_bytes(_WIDTH, "big")):
+        # No slice of it gets a name: the traceback of an error would keep the buffer's memory.
+        if frame[-_WIDTH:] != zlib.adler32(frame[:-_WIDTH]).to_bytes(_WIDTH, "big"):
             raise ProtobufError(ProtobufErrorKind.CHECKSUM_ERROR, f"in a frame of {len(frame)} bytes")
-        message_type, begin = self._find_type(body)
+        message_type, begin = self._find_type(frame)
         try:
-            message = message_type.FromString(body[begin:])
+            message = message_type.FromString(frame[begin:-_WIDTH])  # type: ignore[arg-type]  # takes both
         except (DecodeError, ValueError) as e:  # protobuf's plain-Python body lets a UnicodeDecodeError out
             raise ProtobufError(ProtobufErrorKind.PARSE_ERROR, f"no {message_type.DESCRIPTOR.full_name}: {e}") from None
         if not message.IsInitialized():
@@ -122,8 +148,8 @@ class _FrameCodec(Codec):
             raise ProtobufError(ProtobufErrorKind.PARSE_ERROR, text)
         return message
 
-    def _find_type(self, body: bytes) -> tuple[type[Message], int]:
-        """Return the class of the message in the middle of a frame, and where it begins."""
+    def _find_type(self, frame: bytes | memoryview) -> tuple[type[Message], int]:
+        """Return the class of the message in a frame, and where it begins; it ends before the checksum."""
         raise NotImplementedError
 
     def _invalid_length(self, length: int) -> ProtobufError:
@@ -180,6 +206,9 @@ class ProtobufCodec(_FrameCodec):
             TypeError: it is no protobuf message.
             ValueError: it is too long, or a required field is missing.
         """
+        return b"".join(self._parts(payload))
+
+    def _parts(self, payload: Message) -> tuple[bytes, ...]:
         head = self._heads.get(type(payload))
         if head is None:
             if not isinstance(payload, Message):
@@ -188,13 +217,13 @@ class ProtobufCodec(_FrameCodec):
             head = self._heads[type(payload)] = len(name).to_bytes(_WIDTH, "big") + name
         return self._frame(head, payload)
 
-    def _find_type(self, body: bytes) -> tuple[type[Message], int]:
-        name_bytes = int.from_bytes(body[:_WIDTH], "big", signed=True)
-        if not 2 <= name_bytes <= len(body) - _WIDTH:
-            text = f"a name of {name_bytes} bytes in a frame of {len(body) + _WIDTH}"
+    def _find_type(self, frame: bytes | memoryview) -> tuple[type[Message], int]:
+        name_bytes = int.from_bytes(frame[:_WIDTH], "big", signed=True)
+        if not 2 <= name_bytes <= len(frame) - 2 * _WIDTH:
+            text = f"a name of {name_bytes} bytes in a frame of {len(frame)}"
             raise ProtobufError(ProtobufErrorKind.INVALID_NAME_LENGTH, text)
         end = _WIDTH + name_bytes
-        name = body[_WIDTH : end - 1]  # muduo does not look at the byte behind it either
+        name = bytes(frame[_WIDTH : end - 1])  # muduo does not look at the byte behind it either
         return self._types.get(name) or self._look_up(name), end
 
     def _look_up(self, name: bytes) -> type[Message]:
@@ -261,13 +290,16 @@ class ProtobufCodecLite(_FrameCodec, Generic[M]):
             TypeError: it is of another type, and would be taken for one of this type.
             ValueError: it is too long, or a required field is missing.
         """
+        return b"".join(self._parts(payload))
+
+    def _parts(self, payload: M) -> tuple[bytes, ...]:
         if not isinstance(payload, self.message_type):
             raise TypeError(f"a {self.message_type.__name__} is required, got {type(payload).__name__}")
         return self._frame(self.tag, payload)
 
-    def _find_type(self, body: bytes) -> tuple[type[Message], int]:
-        if not body.startswith(self.tag):
-            got = body[: len(self.tag)]
+    def _find_type(self, frame: bytes | memoryview) -> tuple[type[Message], int]:
+        if frame[: len(self.tag)] != self.tag:
+            got = bytes(frame[: len(self.tag)])
             raise ProtobufError(ProtobufErrorKind.UNKNOWN_MESSAGE_TYPE, f"the tag {got!r:.80}, not {self.tag!r:.80}")
         return self.message_type, len(self.tag)
 

@@ -13,6 +13,9 @@ cdef class RespCodec(Codec):
     @cython.locals(requests=list)
     cpdef list decode(self, Buffer buffer)
     cpdef bytes encode(self, object payload)
+    cpdef bytes encode_all(self, object payloads)
+    @cython.locals(parts=list, word=bytes)
+    cdef list _parts(self, object payload)
     cdef list _take_line(self, Buffer buffer)
 
 

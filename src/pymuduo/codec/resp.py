@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pymuduo.codec.base import Codec, ProtocolError, as_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from pymuduo.buffer import Buffer
     from pymuduo.callbacks import BytesLike, WordsBatchCallback, WordsCallback
@@ -82,13 +82,23 @@ class RespCodec(Codec):
         Raises:
             ValueError: there is no word, more than ``max_words``, or more than ``max_bytes`` in all.
         """
+        return b"".join(self._parts(payload))
+
+    def encode_all(self, payloads: Iterable[Sequence[BytesLike]]) -> bytes:
+        """Return many requests in one piece. Raises ValueError as ``encode`` does."""
+        return b"".join([part for payload in payloads for part in self._parts(payload)])
+
+    def _parts(self, payload: Sequence[BytesLike]) -> list[bytes]:
         if not 0 < len(payload) <= self.max_words:
             raise ValueError(f"RespCodec: a request has one word or more, {self.max_words} at most, got {len(payload)}")
-        words = [as_bytes(word) for word in payload]
-        encoded = b"*%d\r\n%b" % (len(words), b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words]))
-        if len(encoded) > self.max_bytes:
-            raise ValueError(f"a message has at most {self.max_bytes} bytes, got {len(encoded)}")
-        return encoded
+        parts = [b"*%d\r\n" % len(payload)]
+        for item in payload:
+            word = as_bytes(item)
+            parts += (b"$%d\r\n" % len(word), word, b"\r\n")
+        size = sum(map(len, parts))
+        if size > self.max_bytes:
+            raise ValueError(f"a message has at most {self.max_bytes} bytes, got {size}")
+        return parts
 
     def _take_line(self, buffer: Buffer) -> list[bytes] | None:
         """Take an inline command; None if it is not all there. What is wrong with it stays in the buffer."""
