@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import copy
 import itertools
 import re
 import sys
@@ -167,7 +168,7 @@ def fill(text: str, indent: str = "") -> str:
 
 def signature(module: Module, function: ast.FunctionDef, *, drop_first: bool) -> str:
     """Return a call's parameters and result, without ``self`` and with private constants as their values."""
-    arguments = function.args
+    arguments = copy.copy(function.args)  # a hidden base's methods are rendered for each class that has it
     if drop_first:
         arguments.args = arguments.args[1:]
     result = f" -> {ast.unparse(function.returns)}" if function.returns is not None else ""
