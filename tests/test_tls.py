@@ -1108,6 +1108,69 @@ def test_commands_behind_the_word_are_not_obeyed_by_a_codec_either(serve, ends):
     assert "2 messages in plain text" in str(ends.down[0])
 
 
+class LateSwitch:
+    """Takes lines by a codec, stops reading at ``STARTTLS``, and goes over to TLS later, when it reads on."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.codec = LineCodec(self.on_line, delimiter=b"\r\n")
+
+    def on_line(self, connection: TcpConnection, line: bytes, when: object) -> None:
+        self.lines.append(line)
+        if line == b"STARTTLS":
+            connection.stop_read()
+            connection.loop.queue_in_loop(self.switch, connection)
+        else:
+            self.codec.send(connection, line)
+
+    def switch(self, connection: TcpConnection) -> None:
+        start_tls(connection, server_context(), server_side=True)
+        connection.start_read()
+
+
+def test_commands_that_wait_behind_the_word_are_not_obeyed_either(serve, ends):
+    switch = LateSwitch()
+    server = serve(message_callback=switch.codec.on_message, **ends.settings())
+    with server.connect() as sock:
+        sock.sendall(b"HELLO\r\nSTARTTLS\r\nDELETE everything\r\nQUIT\r\n")
+        receive_all(sock)
+    eventually(lambda: ends.down)
+    assert switch.lines == [b"HELLO", b"STARTTLS"]
+    assert "2 messages in plain text" in str(ends.down[0])
+
+
+def test_the_first_bytes_of_tls_may_wait_behind_the_word(serve):
+    switch = LateSwitch()
+    server = serve(message_callback=switch.codec.on_message)
+    with server.connect() as sock:
+        puppet = Puppet(sock)
+        with pytest.raises(ssl.SSLWantReadError):
+            puppet.tls.do_handshake()
+        sock.sendall(b"STARTTLS\r\n" + puppet.outgoing.read())
+        puppet.shake(b"one\r\n")
+        assert puppet.receive(5) == b"one\r\n"
+    assert switch.lines == [b"STARTTLS", b"one"]
+
+
+def test_messages_that_wait_come_before_what_tls_holds(serve):
+    lines: list[bytes] = []
+
+    def on_line(connection: TcpConnection, line: bytes, when: object) -> None:
+        lines.append(line)
+        codec.send(connection, line)
+        connection.stop_read()
+        connection.loop.queue_in_loop(connection.start_read)
+
+    codec = LineCodec(on_line)
+    server = serve(ssl_context=server_context(), message_callback=codec.on_message)
+    with server.connect() as sock:
+        puppet = Puppet(sock)
+        puppet.shake(b"1\n2\n3\n")
+        sock.sendall(puppet.sealed(b"4\n5\n") + puppet.sealed(b"6\n"))
+        assert puppet.receive(12) == b"1\n2\n3\n4\n5\n6\n"
+    assert lines == [b"1", b"2", b"3", b"4", b"5", b"6"]
+
+
 def test_both_sides_may_be_ours(serve, loop_thread):
     server = serve(message_callback=switching(server_context(), []))
     received = bytearray()

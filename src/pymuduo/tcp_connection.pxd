@@ -76,6 +76,7 @@ cdef class TcpConnection(Flushable):
     cdef Socket _socket
     cdef ConnectionChannel _channel
     cdef Buffer _input
+    cdef object _held
     cdef bytes _only_chunk
     cdef OutputQueue _output
     cdef Py_ssize_t _unsent
@@ -85,6 +86,7 @@ cdef class TcpConnection(Flushable):
     # Flags, a byte each.
     cdef unsigned char _stop_wanted
     cdef unsigned char _in_handler
+    cdef unsigned char _is_over
     cdef unsigned char _above_mark
     cdef unsigned char _completion_due
     cdef unsigned char _low_due
@@ -111,6 +113,8 @@ cdef class TcpConnection(Flushable):
     cdef bint _has_unread(self) except -1
     cdef object _handle_peer_shutdown(self)
     cpdef object _handle_close(self)
+    cdef object _stop_for_good(self)
+    cdef object _read_on(self)
     cdef object _take_message(self, Buffer received)
     cdef object _leave_handler(self, Buffer received)
     cdef object _handle_failure(self, object exception)

@@ -43,6 +43,7 @@ from pymuduo.output_queue import OutputQueue
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
     from pymuduo.callbacks import (
         Address,
@@ -113,14 +114,14 @@ class ConnectionChannel(BaseChannel):
     def handle_event(self) -> None:
         """React to what ``revents`` says; the loop does this."""
         connection = self._connection
-        if self.revents == _READ and self.events & _READ:
+        if self.revents == _READ and connection._reading and self.events & _READ:
             connection._handle_read()  # the usual case needs none of what follows
         else:
             BaseChannel.handle_event(self)
 
     def _handle_read(self) -> None:
         connection = self._connection
-        if self.events & _READ:
+        if connection._reading and self.events & _READ:
             connection._handle_read()
         else:
             connection._handle_unread_fin()
@@ -206,8 +207,10 @@ class TcpConnection(Flushable):
         "_destroyed",
         "_fin_sent",
         "_half_close_wanted",
+        "_held",
         "_in_handler",
         "_input",
+        "_is_over",
         "_local_address",
         "_low_due",
         "_name",
@@ -290,6 +293,7 @@ class TcpConnection(Flushable):
         self._socket = socket.owner_of(fd)
         self._channel = _channel_of(self, fd)
         self._input: Buffer | None = None
+        self._held: Callable[[TcpConnection], bool] | None = None  # waits for start_read: see hold_input
         # Unsent bytes. Most often it is one chunk, which then has a place of its own; a queue holds more than one.
         self._only_chunk: bytes | None = None
         self._output: OutputQueue | None = None
@@ -300,6 +304,7 @@ class TcpConnection(Flushable):
         self._reading = 0
         self._stop_wanted = False  # reading is to stop when the connection is up
         self._in_handler = False
+        self._is_over = False  # the loop's thread has ended it by force
         self._above_mark = False
         self._completion_due = False  # something of the user's is in the layer, which may have things of its own
         self._low_due = False  # the high-water mark was reached, the low one not yet
@@ -500,8 +505,13 @@ class TcpConnection(Flushable):
             self.force_close_with_delay(within_s)
 
     def force_close(self) -> None:
-        """Close now, dropping what is unsent; from any thread. Callbacks run later in the loop, not inside this."""
+        """Close now, dropping what is unsent; from any thread. Callbacks run later in the loop, not inside this.
+
+        In the loop's thread, no message comes any more, not even one that the same read has brought.
+        """
         self._closing = 1
+        if self.loop.is_in_loop_thread():
+            self._stop_for_good()
         self.loop.post(self._handle_close, ())
 
     def force_close_with_delay(self, seconds: float) -> None:
@@ -531,8 +541,8 @@ class TcpConnection(Flushable):
         """Stop reading, so that the peer has to wait once the kernel's buffers are full; from any thread.
 
         A reset is still noticed and closes the connection. So is the peer's FIN, once nothing that it sent is left
-        unread: bytes that came before it wait for ``start_read``. On a connection that is still coming up it holds from
-        the moment at which that is up.
+        unread: bytes that came before it wait for ``start_read``, and so do messages that a codec has taken from such.
+        On a connection that is still coming up it holds from the moment at which that is up.
         """
         if self.loop.is_in_loop_thread():
             self._stop_read_in_loop()
@@ -606,7 +616,7 @@ class TcpConnection(Flushable):
         self._channel.release()
         self._socket.close()
 
-    # --- for layers; the loop's thread only ---
+    # --- for layers and codecs; the loop's thread only ---
 
     def set_layer(self, layer: Layer | None) -> None:
         """Put a layer between the connection and its socket, or take the one that is there away.
@@ -648,6 +658,15 @@ class TcpConnection(Flushable):
         if self._state == _CONNECTING:
             self._come_up()
 
+    def hold_input(self, deliver: Callable[[TcpConnection], bool]) -> None:
+        """Call *deliver* with the connection when reading starts again, before anything is read; while it is stopped.
+
+        For codecs: it has what was received and is still to be dealt with, so until then the peer's FIN has to wait. If
+        it returns True, the message callback gets what is left in the input buffer. The first one counts.
+        """
+        if self._held is None:
+            self._held = deliver
+
     def read_again(self) -> None:
         """Ask the layer later in this iteration for what it holds: the socket will not tell of it."""
         self.loop.post(self._read_held, ())
@@ -668,6 +687,7 @@ class TcpConnection(Flushable):
             _log.info("%s: %s", self.name, error)
         self.note_error(error)
         self._closing = 1
+        self._stop_for_good()
         self.loop.post(self._close_failed, ())
 
     def take_proxy_header(self, header: Any) -> None:
@@ -701,6 +721,8 @@ class TcpConnection(Flushable):
         """Deliver what the layer has held back while reading was stopped: the socket will not tell of it."""
         if self.layer is None or not self._reading or self._peer_closed or self._state == _DISCONNECTED:
             return
+        if self._held is not None:
+            return  # that comes first, and asks again
         if self._input is None:
             self._input = buffer.new_empty()
         try:
@@ -713,6 +735,11 @@ class TcpConnection(Flushable):
                 self._handle_peer_shutdown()
         except BaseException as e:
             self._handle_failure(e)
+
+    def _stop_for_good(self) -> None:
+        """Take no message any more: the end is queued."""
+        self._reading = 0
+        self._is_over = True
 
     def _close_failed(self) -> None:
         if self._state != _DISCONNECTED and self.layer is not None and not self._write_failed:
@@ -818,12 +845,38 @@ class TcpConnection(Flushable):
 
     def _start_read_in_loop(self) -> None:
         self._stop_wanted = False
-        if self._reading or self._peer_closed or self._state not in (_CONNECTED, _DISCONNECTING):
+        if self._reading or self._peer_closed or self._is_over or self._state not in (_CONNECTED, _DISCONNECTING):
             return
         self._reading = 1
+        if self._held is not None:
+            self.loop.post(self._deliver_held, ())
+        else:
+            self._read_on()
+
+    def _read_on(self) -> None:
         self._set_interest(self._channel.events & _WRITE | _READ)
         if self.layer is not None:
             self.read_again()
+
+    def _deliver_held(self) -> None:
+        """Go on with what was received before reading was stopped; then read on, unless it is stopped again."""
+        deliver = self._held
+        if deliver is None or not self._reading:
+            return
+        assert self._input is not None
+        self._held = None
+        self._in_handler = True
+        try:
+            if deliver(self) and self._reading and len(self._input) > 0:
+                self._take_message(self._input)
+            else:
+                self._leave_handler(self._input)
+                self.flush()
+        except BaseException as e:
+            self._handle_failure(e)
+        finally:
+            if self._reading and self._held is None:
+                self._read_on()
 
     def _stop_read_in_loop(self) -> None:
         if self._state == _CONNECTING:
@@ -957,7 +1010,7 @@ class TcpConnection(Flushable):
             if error:
                 self._note_os_error("socket", error)
         if (
-            self._reading
+            (self._reading and self._held is None)
             or self._peer_closed
             or self._write_failed
             or self._channel.revents & _ERROR
@@ -965,13 +1018,17 @@ class TcpConnection(Flushable):
         ):
             self._handle_close()
         else:
-            # Both ends have said FIN and bytes are left: nothing more can happen until start_read.
+            # Both ends have said FIN and something is left: nothing more can happen until start_read.
             self._set_interest(0)
 
     def _has_unread(self) -> bool:
-        """Whether something that the peer has sent waits for ``start_read``, in the kernel or in the layer."""
+        """Whether something that the peer has sent waits for ``start_read``: in the kernel, in the layer, or here."""
         # A kernel that does not say how many counts as one that has some: nothing must be passed over.
-        return _sys.unread_bytes(self._channel.fd) != 0 or (self.layer is not None and self.layer.holds_input)
+        return (
+            _sys.unread_bytes(self._channel.fd) != 0
+            or self._held is not None
+            or (self.layer is not None and self.layer.holds_input)
+        )
 
     def _handle_error(self) -> None:
         error = _sys.take_error(self._channel.fd)
@@ -991,6 +1048,7 @@ class TcpConnection(Flushable):
         self._state = _DISCONNECTED
         self._closing = 1
         self._reading = 0
+        self._held = None
         self._channel.disable_all()
         if self._close_timer is not None:
             self._close_timer.cancel()
@@ -1170,6 +1228,7 @@ class TcpConnection(Flushable):
 
     def _finish_broken(self) -> None:
         """Read what had arrived before the connection broke, and close."""
+        self._deliver_held()
         for _ in range(_MAX_LAST_READS):
             if not self._reading or self._peer_closed:
                 break

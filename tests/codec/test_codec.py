@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codec_kinds import KINDS
-from conftest import PATIENCE_S, receive_all, receive_exactly
+from conftest import PATIENCE_S, ServerThread, call_in_loop, receive_all, receive_exactly
 from pymuduo import Buffer, InetAddress, TcpConnection, TcpServer
 from pymuduo.codec import Codec, LengthHeaderCodec, LineCodec, ProtocolError
 
@@ -302,6 +302,230 @@ def test_an_interrupt_in_a_callback_loses_no_message(loop):
         client.sendall(b"f\n5\n")
         loop.run()
     assert received == [b"1", b"2", b"3", b"4", b"half", b"5"]
+
+
+# --- on a connection that is not read ---
+
+
+class Stopper:
+    """Hears lines, and stops reading at each of some."""
+
+    def __init__(self, *stops: bytes) -> None:
+        self.received: list[bytes] = []
+        self.errors: list[ProtocolError] = []
+        self.connections: list[TcpConnection] = []
+        self.down = threading.Event()
+        self.codec = LineCodec(self.on_line, max_bytes=5)
+        self.codec.error_callback = lambda connection, error: self.errors.append(error)
+        self._stops = stops
+
+    def on_line(self, connection: TcpConnection, line: bytes, receive_time: object) -> None:
+        self.received.append(line)
+        self.codec.send(connection, line)
+        if line in self._stops:
+            connection.stop_read()
+
+    def on_connection(self, connection: TcpConnection) -> None:
+        if connection.connected:
+            self.connections.append(connection)
+        else:
+            self.down.set()
+
+    def serve(self, serve: Callable[..., ServerThread]) -> ServerThread:
+        return serve(connection_callback=self.on_connection, message_callback=self.codec.on_message)
+
+    def go_on(self, server: ServerThread) -> None:
+        """Start reading, and wait until the loop has seen to it."""
+        self.connections[0].start_read()
+        for _ in range(3):
+            call_in_loop(server.loop, lambda: None)
+
+
+def test_no_message_comes_between_stop_read_and_start_read(serve):
+    stopper = Stopper(b"1", b"3")
+    server = stopper.serve(serve)
+    with server.connect() as client:
+        client.sendall(b"1\n2\n3\n4\nhal")
+        assert receive_exactly(client, 2) == b"1\n"
+        client.sendall(b"f\n5\n")
+        assert stopper.received == [b"1"]
+        stopper.go_on(server)
+        assert stopper.received == [b"1", b"2", b"3"]
+        stopper.connections[0].start_read()
+        assert receive_exactly(client, 13) == b"2\n3\n4\nhalf\n5\n"
+    assert stopper.received == [b"1", b"2", b"3", b"4", b"half", b"5"]
+
+
+def test_what_breaks_the_rules_behind_a_message_that_waits_waits_as_well(serve):
+    stopper = Stopper(b"1", b"2")
+    server = stopper.serve(serve)
+    with server.connect() as client:
+        client.sendall(b"1\n2\n123456")
+        assert receive_exactly(client, 2) == b"1\n"
+        for expected in ([b"1"], [b"1", b"2"]):
+            assert stopper.received == expected
+            assert stopper.errors == []
+            stopper.go_on(server)
+        assert receive_all(client) == b"2\n"
+        assert stopper.down.wait(PATIENCE_S)
+    assert stopper.connections[0].error is stopper.errors[0]
+
+
+def test_the_peers_fin_waits_behind_the_messages_that_wait(serve):
+    stopper = Stopper(b"1", b"2")
+    server = stopper.serve(serve)
+    with server.connect() as client:
+        client.sendall(b"1\n2\n3\n")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_exactly(client, 2) == b"1\n"
+        stopper.go_on(server)
+        assert receive_exactly(client, 2) == b"2\n"
+        assert not stopper.down.is_set()
+        stopper.go_on(server)
+        assert receive_all(client) == b"3\n"
+    assert stopper.received == [b"1", b"2", b"3"]
+
+
+def test_messages_that_wait_are_dropped_with_their_connection(serve):
+    stopper = Stopper(b"1")
+    server = stopper.serve(serve)
+    with server.connect() as client:
+        client.sendall(b"1\n2\n")
+        assert receive_exactly(client, 2) == b"1\n"
+        stopper.connections[0].force_close()
+        stopper.connections[0].start_read()
+        assert receive_all(client) == b""
+    assert stopper.received == [b"1"]
+
+
+def test_a_batch_is_the_last_one_until_start_read(serve):
+    batches: list[list[bytes]] = []
+    connections: list[TcpConnection] = []
+
+    def on_batch(connection: TcpConnection, lines: list[bytes], receive_time: object) -> None:
+        connections.append(connection)
+        batches.append(lines)
+        codec.send_all(connection, lines)
+        connection.stop_read()
+
+    codec = LineCodec(batch_callback=on_batch, max_bytes=5)
+    server = serve(message_callback=codec.on_message)
+    with server.connect() as client:
+        client.sendall(b"1\n2\n123456")
+        assert receive_exactly(client, 4) == b"1\n2\n"
+        call_in_loop(server.loop, lambda: None)
+        assert connections[0].error is None
+        connections[0].start_read()
+        assert receive_all(client) == b""
+    assert batches == [[b"1", b"2"]]
+    assert isinstance(connections[0].error, ProtocolError)
+
+
+def test_whoever_stops_at_every_message_gets_them_all_in_order_and_then_the_end(serve):
+    lines = [b"%d" % number for number in range(300)]
+    stopper = Stopper(*lines)
+    server = stopper.serve(serve)
+    with server.connect() as client:
+        for line in lines:
+            client.sendall(line + b"\n")
+        client.shutdown(socket.SHUT_WR)
+        for line in lines:
+            assert receive_exactly(client, len(line) + 1) == line + b"\n"
+            stopper.connections[0].start_read()
+        assert receive_all(client) == b""
+    assert stopper.received == lines
+
+
+def test_reading_stopped_and_started_in_a_callback_holds_nothing_up(serve):
+    def on_line(connection: TcpConnection, line: bytes, receive_time: object) -> None:
+        connection.stop_read()
+        codec.send(connection, line)
+        connection.start_read()
+
+    codec = LineCodec(on_line)
+    server = serve(message_callback=codec.on_message)
+    with server.connect() as client:
+        client.sendall(b"1\n2\nhal")
+        assert receive_exactly(client, 4) == b"1\n2\n"
+        client.sendall(b"f\n")
+        assert receive_exactly(client, 5) == b"half\n"
+
+
+def test_an_interrupt_in_a_callback_that_stops_reading_loses_no_message(loop):
+    received = []
+
+    def on_line(connection: TcpConnection, line: bytes, receive_time: object) -> None:
+        received.append(line)
+        if line == b"1":
+            connection.stop_read()
+            loop.queue_in_loop(connection.start_read)
+            raise KeyboardInterrupt
+        if line == b"3":
+            loop.quit()
+
+    codec = LineCodec(on_line)
+    server = TcpServer(loop, InetAddress.loopback(0), "lines")
+    server.message_callback = codec.on_message
+    server.start()
+    with socket.create_connection((server.address.ip, server.address.port), timeout=PATIENCE_S) as client:
+        client.sendall(b"1\n2\n3\n")
+        with pytest.raises(KeyboardInterrupt):
+            loop.run()
+        assert received == [b"1"]
+        loop.run()
+    assert received == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("end", ["force_close", "fail"])
+def test_no_message_comes_after_the_one_that_ends_the_connection(serve, end):
+    received = []
+
+    def on_line(connection: TcpConnection, line: bytes, receive_time: object) -> None:
+        received.append(line)
+        if end == "force_close":
+            connection.force_close()
+        else:
+            connection.fail(PermissionError("no more"))
+        connection.start_read()
+
+    codec = LineCodec(on_line)
+    server = serve(message_callback=codec.on_message)
+    with server.connect() as client:
+        client.sendall(b"1\n2\n3\n")
+        assert receive_all(client) == b""
+    assert received == [b"1"]
+
+
+def test_no_message_comes_after_another_connections_callback_has_closed_it(loop):
+    """Both have sent something when the loop polls; the one that is served first closes the other."""
+    connections: list[TcpConnection] = []
+    received = []
+
+    def on_connection(connection: TcpConnection) -> None:
+        if connection.connected:
+            connections.append(connection)
+        if len(connections) == 2:
+            loop.quit()
+
+    def on_line(connection: TcpConnection, line: bytes, receive_time: object) -> None:
+        received.append(line)
+        for other in connections:
+            if other is not connection:
+                other.force_close()
+        loop.quit()
+
+    codec = LineCodec(on_line)
+    server = TcpServer(loop, InetAddress.loopback(0), "lines")
+    server.connection_callback = on_connection
+    server.message_callback = codec.on_message
+    server.start()
+    address = (server.address.ip, server.address.port)
+    with socket.create_connection(address) as one, socket.create_connection(address) as other:
+        loop.run()
+        one.sendall(b"one\n")
+        other.sendall(b"other\n")
+        loop.run()
+    assert len(received) == 1
 
 
 def test_a_limit_as_large_as_can_be_is_no_limit():

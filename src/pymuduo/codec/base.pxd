@@ -17,8 +17,13 @@ cdef class Codec:
     cpdef object on_message(self, TcpConnection connection, Buffer buffer, object receive_time)
     cpdef bint send(self, TcpConnection connection, object payload) except -1
     cpdef bint send_all(self, TcpConnection connection, object payloads) except -1
-    @cython.locals(at=Py_ssize_t, count=Py_ssize_t)
-    cdef object _deliver(self, TcpConnection connection, list messages, object receive_time)
+    @cython.locals(count=Py_ssize_t)
+    cdef bint _deliver(
+        self, TcpConnection connection, list messages, Py_ssize_t at, object layer, object receive_time) except -1
+    cdef object _hold(
+        self, TcpConnection connection, list messages, Py_ssize_t at, object layer, object receive_time)
+    cpdef bint _deliver_held(
+        self, list messages, Py_ssize_t at, object layer, object receive_time, TcpConnection connection) except -1
 
 
 cpdef bytes as_bytes(object payload)

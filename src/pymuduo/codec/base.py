@@ -6,12 +6,13 @@ input buffer what is complete, leaves the rest for the next time, and calls back
 All complete messages of a read are taken from the buffer at once, in compiled code. Then they go to the program one
 by one (``message_callback``), or all together as a list (``batch_callback``), which saves a call a message and
 allows one answer for all of them. A codec remembers nothing of a connection, so one serves any number of them, on
-any number of loops.
+any number of loops: messages that must wait because reading was stopped are left to the connection.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pymuduo.buffer import Buffer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pymuduo.callbacks import AnyBatchCallback, AnyMessageCallback, BytesLike, ProtocolErrorCallback
+    from pymuduo.layer import Layer
     from pymuduo.tcp_connection import TcpConnection
     from pymuduo.timestamp import Timestamp
 
@@ -44,6 +46,9 @@ class Codec:
 
     Give ``on_message`` to a server or connection as its message callback. A peer that breaks the rules is logged and
     cut off, after the messages that came before have been delivered; the reason is in ``connection.error``.
+
+    A callback may use ``stop_read`` in the middle of what a read has brought: what is behind its message is held back,
+    and comes after ``start_read``, before anything that arrives later. After ``force_close`` nothing comes any more.
 
     To make one of your own, define ``decode`` and ``encode``. What a message is, you decide: bytes, a list of words, an
     object.
@@ -114,6 +119,9 @@ class Codec:
         connection, and the messages after this one, live on.
         """
         while len(buffer) > 0:
+            if not connection._reading:
+                self._hold(connection, [], 0, connection.layer, receive_time)
+                return
             try:
                 messages = self.decode(buffer)
             except ProtocolError as e:
@@ -124,7 +132,8 @@ class Codec:
                 return
             layer = connection.layer
             if self.message_callback is not None:
-                self._deliver(connection, messages, receive_time)
+                if not self._deliver(connection, messages, 0, layer, receive_time):
+                    return
             elif self.batch_callback is not None:
                 try:
                     self.batch_callback(connection, messages, receive_time)
@@ -152,18 +161,24 @@ class Codec:
 
     # --- private ---
 
-    def _deliver(self, connection: TcpConnection, messages: list[Any], receive_time: Timestamp) -> None:
+    def _deliver(
+        self, connection: TcpConnection, messages: list[Any], at: int, layer: Layer | None, receive_time: Timestamp
+    ) -> bool:
+        """Call back for the messages from *at* on; False if not for all of them.
+
+        *layer* is what the connection had when they were received.
+        """
         callback = self.message_callback
         assert callback is not None
         interrupt: BaseException | None = None
-        layer = connection.layer
-        at, count = 0, len(messages)
+        count = len(messages)
         while at < count:
             try:
                 while at < count:  # entering a try costs as much as a small message
                     if connection.layer is not layer and connection.ssl_object is not None:
                         self._refuse_plain_text(connection, count - at)
-                        at = count
+                        break
+                    if not connection._reading:
                         break
                     at += 1
                     callback(connection, messages[at - 1], receive_time)
@@ -174,8 +189,34 @@ class Codec:
                 except BaseException as other:
                     # It leaves the loop when the messages have been delivered: there is nowhere to keep them.
                     interrupt = interrupt or other
+            else:
+                break
+        if at < count:
+            self._hold(connection, messages, at, layer, receive_time)
         if interrupt is not None:
             raise interrupt
+        return at == count
+
+    def _hold(
+        self, connection: TcpConnection, messages: list[Any], at: int, layer: Layer | None, receive_time: Timestamp
+    ) -> None:
+        connection.hold_input(partial(self._deliver_held, messages, at, layer, receive_time))
+
+    def _deliver_held(
+        self,
+        messages: list[Any],
+        at: int,
+        layer: Layer | None,
+        receive_time: Timestamp,
+        connection: TcpConnection,
+    ) -> bool:
+        """Deliver what was held; False if something must still wait, or what is in the buffer is no message."""
+        if messages and not self._deliver(connection, messages, at, layer, receive_time):
+            return False
+        if not connection._reading:
+            self._hold(connection, [], 0, layer, receive_time)
+            return False
+        return connection.layer is layer or connection.ssl_object is None
 
     @staticmethod
     def _refuse_plain_text(connection: TcpConnection, count: int) -> None:
