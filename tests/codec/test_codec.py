@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from codec_kinds import KINDS
 from conftest import PATIENCE_S, ServerThread, call_in_loop, receive_all, receive_exactly
-from pymuduo import Buffer, InetAddress, TcpConnection, TcpServer
+from pymuduo import Buffer, InetAddress, TcpConnection, TcpServer, Timestamp
 from pymuduo.codec import Codec, LengthHeaderCodec, LineCodec, ProtocolError
 
 # Those that carry any bytes of any length.
@@ -241,6 +241,33 @@ def test_an_error_callback_takes_the_place_of_the_log_line(serve, caplog):
     assert [str(error) for error in errors] == ["a line of more than 3 bytes"]
     assert isinstance(errors[0], ProtocolError)
     assert "cut off" not in caplog.text
+
+
+def test_a_codec_that_knows_a_way_back_into_step_goes_on(serve):
+    class LenientLineCodec(LineCodec):
+        """Skips a line that is too long."""
+
+        def recover(self, connection: TcpConnection, buffer: Buffer, error: ProtocolError) -> bool:
+            self.send(connection, b"no")
+            self.skip(connection, buffer)
+            return True
+
+        def skip(self, connection: TcpConnection, buffer: Buffer) -> None:
+            end = buffer.find(b"\n")
+            buffer.retrieve(end + 1 if end >= 0 else len(buffer))
+            connection.message_callback = self.on_message if end >= 0 else self.skip_more
+
+        def skip_more(self, connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
+            self.skip(connection, buffer)
+            self.on_message(connection, buffer, receive_time)
+
+    codec = LenientLineCodec(lambda connection, line, _: codec.send(connection, line), max_bytes=5)
+    server = serve(message_callback=codec.on_message)
+    with server.connect() as client:
+        client.sendall(b"one\n" + b"x" * 9 + b"\ntwo\n" + b"y" * 9)
+        assert receive_exactly(client, 14) == b"one\nno\ntwo\nno\n"
+        client.sendall(b"y" * 9 + b"\nthree\n")
+        assert receive_exactly(client, 6) == b"three\n"
 
 
 def test_a_callback_that_raises_ends_the_connection_and_no_more_messages_come(serve, caplog):

@@ -110,6 +110,15 @@ class Codec:
         """Return many messages as they travel, in one piece. Raises ValueError as ``encode`` does."""
         return b"".join([self.encode(payload) for payload in payloads])
 
+    def recover(self, connection: TcpConnection, buffer: Buffer, error: ProtocolError) -> bool:
+        """Get back into step with a peer that broke the rules. False, as here: there is no way; it is cut off.
+
+        A class whose protocol knows a way takes what is wrong from the front of *buffer*, a byte or more, and returns
+        True; then decoding goes on. If it must skip more than is there, it sets ``connection.message_callback`` to what
+        does that, and back to ``on_message`` afterwards.
+        """
+        return False
+
     # --- what it does for a connection ---
 
     def on_message(self, connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
@@ -125,6 +134,8 @@ class Codec:
             try:
                 messages = self.decode(buffer)
             except ProtocolError as e:
+                if self.recover(connection, buffer, e):
+                    continue
                 buffer.retrieve_all()
                 self._cut_off(connection, e)
                 return
