@@ -29,7 +29,7 @@ SOURCES := pyproject.toml setup.py README.md LICENSE \
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet --prefer-binary
 PYTEST ?= -m pytest
 
-.PHONY: demo test test-compiled test-pure test-poll bench bench-quick fuzz fuzz-ready soak extremes sanitize valgrind refleaks lint package clean
+.PHONY: demo test test-compiled test-pure test-poll test-ready bench bench-quick fuzz fuzz-ready soak extremes sanitize valgrind refleaks lint package clean
 
 demo: $(COMPILED)/installed
 	$(COMPILED)/bin/python benchmarks/demo.py
@@ -145,6 +145,8 @@ $(PURE)/installed: $(PURE)/created $(SOURCES)
 	PYMUDUO_PURE=1 $(PURE)/bin/python $(PIP_INSTALL) '.[test]'
 	$(call install_each,$(PURE),test-native)
 	touch $@
+
+test-ready: $(COMPILED)/installed $(PURE)/installed
 
 fuzz-ready: $(PURE)/fuzz
 
