@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import logging
 import os
+import re
 import shutil
 import socket
 import struct
@@ -207,7 +209,30 @@ def free_threads() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
+def no_errors_logged(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test in which the library logs an error: a loop goes on after that, so nothing else would tell.
+
+    ``provokes_errors(*patterns)`` marks a test that means it: each error must match one of the patterns, and each
+    pattern one of the errors. Both the message and the exception are looked at. Without patterns any may come, or none.
+    """
+    errors: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: errors.append(handler.format(record))  # type: ignore[method-assign]
+    log = logging.getLogger("pymuduo")
+    log.addHandler(handler)
+    yield
+    log.removeHandler(handler)
+    marker = request.node.get_closest_marker("provokes_errors")
+    patterns: tuple[str, ...] = () if marker is None else marker.args
+    if marker is None or patterns:
+        unexpected = [error for error in errors if not any(re.search(pattern, error) for pattern in patterns)]
+        assert not unexpected, "the library has logged:\n" + "\n".join(unexpected)
+    for pattern in patterns:
+        assert any(re.search(pattern, error) for error in errors), f"no error like {pattern!r} was logged: {errors}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(no_errors_logged: None) -> Iterator[None]:
     """Fail a test that leaves a descriptor, a thread or a loop behind."""
     gc.collect()
     descriptors, threads = open_descriptors(), running_threads()

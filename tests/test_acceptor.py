@@ -159,6 +159,7 @@ def test_without_a_callback_newcomers_are_closed(loop: EventLoop) -> None:
     listener.close()
 
 
+@pytest.mark.provokes_errors("of a newcomer")
 def test_a_callback_that_raises_does_not_stop_accepting(
     listener: Listener, loop: EventLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -338,6 +339,7 @@ def test_drain_queue_stops_when_the_callback_closes(listener: Listener) -> None:
     assert listener.acceptor.drain_queue() == 0
 
 
+@pytest.mark.provokes_errors("of a newcomer")
 def test_drain_queue_goes_on_after_a_callback_that_raises(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
     def fail(fd: int, peer: Address) -> None:
         listener.accepted.append((fd, peer))

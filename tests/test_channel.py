@@ -407,6 +407,7 @@ def test_urgent_data_does_not_spin_the_loop(loop: EventLoop) -> None:
         ours.close()
 
 
+@pytest.mark.provokes_errors("of a handler")
 def test_a_handler_that_raises_does_not_keep_events_from_the_others(
     loop: EventLoop, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -277,6 +277,7 @@ def test_leases_of_a_connection_that_goes_down_are_lost_and_told(serve, pool_of)
     asker.wait_for("lost one", "lost leave", "lost two", "a:again")
 
 
+@pytest.mark.provokes_errors("bad request callback", "bad lost callback")
 def test_callbacks_that_raise_are_reported_and_keep_no_connection(serve, pool_of, caplog):
     pool = pool_of(address_of(serve(0, **LineServer().settings())))
     wait_for_up(pool, 1)

@@ -623,6 +623,7 @@ def test_a_connection_callback_may_restart_at_once(loop, watch, listening):
     assert one.errors == []
 
 
+@pytest.mark.provokes_errors("bad failed callback")
 def test_a_failed_callback_that_raises_stops_nothing(loop, watch, caplog):
     one = watch(nobody(), retry=True, retry_delay_s=SOON_S)
 

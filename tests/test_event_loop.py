@@ -336,6 +336,7 @@ def test_functors_of_a_loop_that_never_ran_run_at_close() -> None:
     assert called == ["at close"]
 
 
+@pytest.mark.provokes_errors("is closed")
 def test_a_functor_that_queues_itself_for_ever_does_not_keep_close_from_ending() -> None:
     count = 0
 
@@ -444,6 +445,7 @@ def test_a_running_burst_wakes_the_loop_far_less_often_than_it_calls(loop_thread
 # --- exceptions ---
 
 
+@pytest.mark.provokes_errors("of a functor")
 def test_a_functor_that_raises_is_logged_with_its_traceback_and_the_loop_goes_on(
     loop: EventLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -480,6 +482,7 @@ def test_an_exception_handler_replaces_the_log(loop: EventLoop, caplog: pytest.L
     assert caplog.text == ""
 
 
+@pytest.mark.provokes_errors("of the handler")
 def test_an_exception_handler_that_raises_is_logged_and_the_loop_goes_on(
     loop: EventLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -723,6 +726,7 @@ def test_a_hook_taken_back_is_not_called(loop: EventLoop) -> None:
     assert called == []
 
 
+@pytest.mark.provokes_errors("of a hook")
 def test_a_hook_may_queue_functors_and_raise(loop: EventLoop, caplog: pytest.LogCaptureFixture) -> None:
     called: list[str] = []
 

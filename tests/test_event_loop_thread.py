@@ -173,6 +173,7 @@ def test_functors_queued_before_stop_run() -> None:
     assert ran == list(range(1000))
 
 
+@pytest.mark.provokes_errors("'worker' ended by an exception")
 def test_system_exit_in_a_callback_ends_the_thread_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def leave() -> None:
         raise SystemExit(3)
@@ -185,6 +186,7 @@ def test_system_exit_in_a_callback_ends_the_thread_and_is_logged(caplog: pytest.
     assert open_descriptors() == before
 
 
+@pytest.mark.provokes_errors("ZeroDivisionError")
 def test_an_exception_in_a_callback_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
     with EventLoopThread() as loop:
         loop.queue_in_loop(lambda: 1 / 0)

@@ -345,6 +345,7 @@ def test_a_callback_decides_and_may_do_the_usual(serve):
     assert seen == [ended.down[0].loop.thread_id or seen[0]] * 3
 
 
+@pytest.mark.provokes_errors("bad decision")
 def test_a_callback_that_raises_closes_its_connection_and_no_other(serve, caplog):
     ended = Ended()
 

@@ -379,6 +379,7 @@ def test_callbacks_of_the_connections_are_called_before_the_pipes_own(ends_of):
     assert events[-1] == "pipe"
 
 
+@pytest.mark.provokes_errors("no pipe was expected to end")
 def test_a_closed_callback_that_raises_is_reported(ends_of, caplog):
     ends = ends_of()
     coupled = ends.couple()

@@ -697,6 +697,7 @@ def test_an_exit_in_the_down_callback_does_not_keep_the_owner_from_hearing(loop,
     connection.connect_destroyed()
 
 
+@pytest.mark.provokes_errors("MemoryError")
 def test_a_channel_hears_of_an_exception_out_of_its_own_handling(loop, caplog):
     """A connection's channel closes the connection then: a level-triggered event would come again for ever."""
     ours, theirs = socket.socketpair()
@@ -980,6 +981,7 @@ def test_stop_read_of_another_connection_holds_within_the_same_iteration(loop):
 # --- callbacks that misbehave ---
 
 
+@pytest.mark.provokes_errors("on purpose")
 def test_a_callback_that_raises_closes_its_connection_and_no_other(serve, threads, caplog):
     def on_message(connection: TcpConnection, buffer: Buffer, when: object) -> None:
         data = buffer.retrieve_all_as_bytes()
@@ -1031,6 +1033,7 @@ def test_the_last_bytes_leave_in_the_turn_in_which_the_peers_end_is_read_and_are
 
 
 @pytest.mark.parametrize("which", ["connection", "write_complete", "high_water_mark", "close"])
+@pytest.mark.provokes_errors("ZeroDivisionError")
 def test_any_callback_that_raises_is_logged_with_the_connections_name(serve, which, caplog):
     def boom(connection: TcpConnection, *rest: object) -> None:
         raise ZeroDivisionError(which)

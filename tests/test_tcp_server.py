@@ -358,7 +358,8 @@ def test_a_start_that_fails_raises_and_leaves_nothing_running():
             server.start()
 
 
-def test_an_exit_in_every_callback_of_a_worker_ends_its_loop_and_not_the_server(serve, caplog):
+@pytest.mark.provokes_errors("ended by an exception")
+def test_an_exit_in_every_callback_of_a_worker_ends_its_loop_and_not_the_server(serve):
     def leave(connection: TcpConnection, *rest: object) -> None:
         if rest or not connection.connected:
             raise SystemExit

@@ -466,6 +466,7 @@ def test_an_expired_timer_lets_go_of_its_callback(loop: EventLoop) -> None:
 # --- exceptions ---
 
 
+@pytest.mark.provokes_errors("of a timer")
 def test_a_timer_that_raises_stops_neither_the_others_nor_itself(
     loop: EventLoop, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -299,6 +299,7 @@ def test_a_flood_does_not_shut_out_other_events(hear):
     assert max(turns.count(turn) for turn in turns) <= 32
 
 
+@pytest.mark.provokes_errors("did not like it")
 def test_a_callback_that_raises_costs_its_datagram_alone(hear, caplog):
     heard = hear(InetAddress.loopback(0))
 

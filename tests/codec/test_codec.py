@@ -270,6 +270,7 @@ def test_a_codec_that_knows_a_way_back_into_step_goes_on(serve):
         assert receive_exactly(client, 6) == b"three\n"
 
 
+@pytest.mark.provokes_errors("RuntimeError: no")
 def test_a_callback_that_raises_ends_the_connection_and_no_more_messages_come(serve, caplog):
     received = []
 

@@ -364,6 +364,7 @@ def run(kind: type[Machine], **how: Any) -> Counter[str]:
 @pytest.mark.parametrize("is_tls", [False, True], ids=["tcp", "tls"])
 @pytest.mark.parametrize("threads", [0, 2], ids=["one-loop", "three-loops"])
 @pytest.mark.parametrize("poller", ["epoll", "poll"])
+@pytest.mark.provokes_errors
 def test_no_sequence_of_events_contradicts_the_model(monkeypatch, poller, threads, is_tls):
     monkeypatch.setenv("PYMUDUO_POLLER", poller)
     done = run(type("Machine", (Machine,), {"threads": threads, "is_tls": is_tls}), max_examples=EXAMPLES)
@@ -444,6 +445,7 @@ FAULTS = {  # where, what it is there, and what the model says of it
 
 @pytest.mark.skipif(COMPILED, reason="a compiled class can't be changed")
 @pytest.mark.parametrize(("owner", "method", "fault", "found"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.provokes_errors
 def test_the_model_finds_a_fault(monkeypatch, owner, method, fault, found):
     original = getattr(owner, method)
     monkeypatch.setattr(owner, method, lambda self, *args: fault(original, self, *args))
