@@ -140,9 +140,6 @@ class ServerThread:
             setattr(self.server, name, value)
         self.server.start()
         call_in_loop(self.loop, lambda: None)  # listening
-        if self.server.acceptors == "per-loop":
-            for loop in call_in_loop(self.loop, self.server.thread_pool.loops):
-                call_in_loop(loop, lambda: None)
 
     @property
     def port(self) -> int:

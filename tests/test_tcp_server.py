@@ -697,6 +697,18 @@ def test_per_loop_acceptors_serve_on_the_loop_that_accepted(serve):
     assert server.server.stats().accepted == 60
 
 
+def test_per_loop_acceptors_listen_when_start_returns_though_their_loops_are_busy(loop):
+    let_go = threading.Event()
+    server = TcpServer(loop, InetAddress.loopback(0), "test", acceptors="per-loop")
+    server.thread_num = 2
+    server.thread_init_callback = lambda worker: worker.queue_in_loop(let_go.wait, PATIENCE_S)
+    server.start()
+    try:
+        socket.create_connection(("127.0.0.1", server.address.port), timeout=PATIENCE_S).close()
+    finally:
+        let_go.set()
+
+
 def test_per_loop_acceptors_number_every_connection_once(serve):
     server = serve(3, acceptors="per-loop")
     clients = [server.connect() for _ in range(30)]

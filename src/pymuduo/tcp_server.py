@@ -406,6 +406,7 @@ class TcpServer(ConnectionSource):
             acceptor = Acceptor(loop, self.address, reuse_port=True, no_delay=self._no_delay)
             self._loop_acceptors.append(acceptor)
             acceptor.new_connection_callback = self._new_connection_on(loop, acceptor)
+            acceptor.socket.listen()  # here: once start() has returned, nobody may be refused
             loop.run_in_loop(self._listen_on, acceptor)
 
     def _listen_on(self, acceptor: Acceptor) -> None:
