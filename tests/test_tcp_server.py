@@ -536,6 +536,7 @@ def test_an_io_loop_that_ends_by_itself_does_not_take_the_server_with_it(serve):
         assert receive_all(first) == b""  # closed with its loop
         second.sendall(b"x")
         assert receive_exactly(second, 1) == b"x"
+        eventually(lambda: dying.is_closed)  # until then it may be dealt one that ends with it
         eventually(lambda: server.server.connection_count == 1)
         for _ in range(4):  # newcomers are dealt to the loop that is left
             with server.connect() as another:
