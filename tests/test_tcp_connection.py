@@ -1032,6 +1032,30 @@ def test_the_last_bytes_leave_in_the_turn_in_which_the_peers_end_is_read_and_are
     assert recorder.events[2:] == ["down", "close"]
 
 
+def test_the_last_bytes_are_told_of_though_our_fin_leaves_with_them_and_the_peers_has_come(serve):
+    """The kernel reports the end of both directions before what was queued of the last bytes has run."""
+    recorder = Recorder()
+    has_ended = threading.Event()
+    server = serve(
+        0,
+        **recorder.settings(),
+        peer_shutdown_callback=lambda c: has_ended.set(),
+        write_complete_callback=lambda c: recorder.events.append("complete"),
+    )
+    with server.connect() as client:
+        connection = recorder.wait_up()
+        client.shutdown(socket.SHUT_WR)
+        assert has_ended.wait(PATIENCE_S)
+        may_go_on = threading.Event()
+        server.loop.queue_in_loop(may_go_on.wait, PATIENCE_S)  # so that both come in one turn
+        assert connection.send(b"last")
+        connection.shutdown()
+        may_go_on.set()
+        assert receive_all(client) == b"last"
+        assert recorder.closed.wait(PATIENCE_S)
+    assert recorder.events == ["up", "complete", "down", "close"]
+
+
 @pytest.mark.parametrize("which", ["connection", "write_complete", "high_water_mark", "close"])
 @pytest.mark.provokes_errors("ZeroDivisionError")
 def test_any_callback_that_raises_is_logged_with_the_connections_name(serve, which, caplog):

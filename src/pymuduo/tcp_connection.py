@@ -980,10 +980,7 @@ class TcpConnection(Flushable):
             return
         self.flush()
         if self._state == _CONNECTING or (self._unsent == 0 and (self.layer is None or self._fin_sent)):
-            if self.write_complete_callback is None and self.low_water_mark_callback is None:
-                self._handle_close()
-            else:
-                self.loop.post(self._handle_close, ())  # the last bytes may just have left: what is queued of it first
+            self._close_behind_callbacks()
             return
         self._state = _DISCONNECTING
         self._reading = 0
@@ -995,6 +992,14 @@ class TcpConnection(Flushable):
                 return
             self._half_close_wanted = True
             self._half_close()
+
+    def _close_behind_callbacks(self) -> None:
+        """Close in good order: the last bytes may just have left, and what is queued of it comes first."""
+        self._closing = 1
+        if self.write_complete_callback is None and self.low_water_mark_callback is None:
+            self._handle_close()
+        else:
+            self.loop.post(self._handle_close, ())
 
     def _handle_unread_fin(self) -> None:
         """React to a FIN noticed while reading is stopped: it stands behind whatever is still unread."""
@@ -1016,7 +1021,7 @@ class TcpConnection(Flushable):
             or self._channel.revents & _ERROR
             or not self._has_unread()
         ):
-            self._handle_close()
+            self._close_behind_callbacks()
         else:
             # Both ends have said FIN and something is left: nothing more can happen until start_read.
             self._set_interest(0)
