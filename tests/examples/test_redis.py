@@ -390,7 +390,7 @@ def test_the_log_tells_who_comes_who_goes_and_why() -> None:
             peer.sendall(b"*1\r\n:1\r\n")
             assert receive_all(peer) == b"-ERR Protocol error: expected '$', got ':'\r\n"
         server.wait_for_log(f"{address} is cut off: expected '\\$', got ':'$")
-        server.wait_for_log(f"{address} is down$")
+        server.wait_for_log(f"{address} is down: expected '\\$', got ':'$")
         peer = server.connect()
         address = re.escape("{}:{}".format(*peer.getsockname()))
         server.wait_for_log(f"{address} is up$")
