@@ -293,6 +293,7 @@ def test_a_connection_is_counted_out_where_it_was_counted_in(serve):
     assert first.connections == second.connections == 0
 
 
+@pytest.mark.provokes_errors("who is that")
 def test_a_newcomer_is_closed_if_the_limits_raise_and_the_next_is_served(serve, caplog):
     class Undecided(ConnectionLimits):
         def admit(self, address: InetAddress | UnixAddress) -> str | None:

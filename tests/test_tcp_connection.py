@@ -1508,6 +1508,7 @@ def layered(loop: EventLoop, recorder: Recorder) -> tuple[TcpConnection, Rot13, 
     return call_in_loop(loop, make)
 
 
+@pytest.mark.provokes_errors("out of order")
 def test_an_error_in_sending_what_another_thread_has_sent_ends_its_connection(serve, threads, caplog):
     class Broken(Layer):
         def append(self, data: bytes) -> None:
