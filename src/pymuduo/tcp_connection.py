@@ -994,9 +994,9 @@ class TcpConnection(Flushable):
             self._half_close()
 
     def _close_behind_callbacks(self) -> None:
-        """Close in good order: the last bytes may just have left, and what is queued of it comes first."""
+        """Close, but if all has been sent, behind what is queued of it: the last bytes may just have left."""
         self._closing = 1
-        if self.write_complete_callback is None and self.low_water_mark_callback is None:
+        if self._unsent or (self.write_complete_callback is None and self.low_water_mark_callback is None):
             self._handle_close()
         else:
             self.loop.post(self._handle_close, ())
