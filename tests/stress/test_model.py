@@ -425,10 +425,6 @@ def does_nothing(original: Any, self: Any, *args: Any) -> None:
     pass
 
 
-def goes_on_reading(original: Any, self: TcpConnection) -> None:
-    self._reading = 0
-
-
 FAULTS = {  # where, what it is there, and what the model says of it
     "message-after-close": (TcpConnection, "_handle_close", calls_message_after_close, "message after close"),
     "close-for-no-reason": (TcpConnection, "_take_message", closes_for_no_reason, "nobody has ended"),
@@ -438,7 +434,7 @@ FAULTS = {  # where, what it is there, and what the model says of it
     "write-complete-twice": (TcpConnection, "_run_write_complete", runs_twice, "more write-completes than sends"),
     "no-high-water": (TcpConnection, "_run_high_water_mark", does_nothing, "the high-water mark was not called"),
     "no-low-water": (TcpConnection, "_run_low_water_mark", does_nothing, "the low-water mark was not called"),
-    "goes-on-reading": (TcpConnection, "_stop_read_in_loop", goes_on_reading, "a message while reading is stopped"),
+    "goes-on-reading": (TcpConnection, "_stop_read_in_loop", does_nothing, "a message while reading is stopped"),
     "cancelled-timer-runs": (TimerQueue, "cancel", does_nothing, "after it was cancelled"),
 }
 
