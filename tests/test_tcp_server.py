@@ -237,12 +237,7 @@ def test_a_closed_connection_is_freed_without_the_garbage_collector(serve):
         with server.connect() as client:
             client.sendall(b"x")
             receive_exactly(client, 1)
-
-        def is_freed() -> bool:
-            call_in_loop(server.loop, lambda: None)  # without a GIL the thread that made it frees it, when it next runs
-            return bool(references) and references[0]() is None
-
-        eventually(is_freed)
+        eventually(lambda: references and references[0]() is None)
     finally:
         gc.enable()
 
