@@ -10,7 +10,16 @@ import weakref
 
 import pytest
 
-from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, own_sockets, receive_all, receive_exactly
+from conftest import (
+    IS_FREE_THREADED,
+    PATIENCE_S,
+    ServerThread,
+    call_in_loop,
+    eventually,
+    own_sockets,
+    receive_all,
+    receive_exactly,
+)
 from pymuduo import Buffer, EventLoop, EventLoopThread, InetAddress, TcpConnection, TcpServer, UnixAddress
 
 
@@ -224,6 +233,7 @@ def test_callbacks_run_in_the_connections_own_thread(serve):
     assert threads == {("test0", True), ("test1", True)}
 
 
+@pytest.mark.skipif(IS_FREE_THREADED, reason="without a GIL the interpreter may free it later")
 def test_a_closed_connection_is_freed_without_the_garbage_collector(serve):
     references: list[weakref.ref[TcpConnection]] = []
 
