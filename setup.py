@@ -9,6 +9,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 PACKAGE = Path("src/pymuduo")
+PROCESSORS = len(os.sched_getaffinity(0))
 # What stays plain Python even in a compiled build: not on any hot path, and easier to step through.
 PLAIN = {"__init__.py", "_sys.py", "poll.py", "event_loop_thread.py", "event_loop_thread_pool.py"}
 DIRECTIVES = {
@@ -36,6 +37,7 @@ def compiled_modules() -> list[Extension]:
         extensions,
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",
+        nthreads=PROCESSORS,
         annotate=bool(os.environ.get("PYMUDUO_ANNOTATE")),
     )
     return compiled
@@ -43,5 +45,5 @@ def compiled_modules() -> list[Extension]:
 
 setup(
     ext_modules=[] if os.environ.get("PYMUDUO_PURE") else compiled_modules(),
-    options={"build_ext": {"parallel": len(os.sched_getaffinity(0))}},
+    options={"build_ext": {"parallel": PROCESSORS}},
 )

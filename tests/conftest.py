@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import struct
 import sys
@@ -30,6 +31,13 @@ T = TypeVar("T")
 CONSTRUCTOR_SETTINGS = ("reuse_port", "no_delay", "ssl_context", "listening", "acceptors", "unix_mode")
 IS_FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 PATIENCE_S = 20.0  # far more than anything here takes; a test that reaches it has failed
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What a shell starts in the background ignores Ctrl-C, and so does all that it starts: tests of it would hang.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -356,7 +356,7 @@ def test_send_is_in_order_across_sizes_and_kinds(serve, threads):
 def test_64_mib_to_a_slow_reader_arrive_byte_for_byte(serve, threads):
     recorder = Recorder()
     server = serve(threads, **recorder.settings())
-    payload = b"".join(i.to_bytes(4, "big") for i in range(64 * MIB // 4))
+    payload = os.urandom(64 * MIB)
     with server.connect() as client:
         connection = recorder.wait_up()
         assert connection.send(payload)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import socket
 import sys
 import threading
@@ -311,6 +312,16 @@ def test_stop_and_join_of_a_server_whose_loop_is_closed_return():
     thread.start()
     thread.join(PATIENCE_S)
     assert server.is_stopped
+
+
+def test_the_log_tells_of_the_end_of_a_server_that_was_started_and_of_no_other(caplog):
+    caplog.set_level(logging.INFO, "pymuduo.tcp_server")
+    with EventLoop() as loop:
+        started = TcpServer(loop, InetAddress.loopback(0), "started")
+        started.start()
+        TcpServer(loop, InetAddress.loopback(0), "new")
+    ends = [record.getMessage() for record in caplog.records if "stopped" in record.getMessage()]
+    assert ends == [f"started on {started.address} stopped"]
 
 
 def test_a_server_that_is_dropped_without_a_start_leaves_nothing_in_its_loop(loop):

@@ -8,6 +8,7 @@ frame         ``LengthHeaderCodec``, as line
 frame-batch   ``LengthHeaderCodec``, as line-batch
 broadcast     ``LengthHeaderCodec``: a frame is encoded once and sent to every connection, by the loop that it lives on
 sudoku        ``LineCodec``, as line
+checksum      send the buffer back after its checksum has been computed in plain Python, which takes time
 
 SIGTERM or SIGINT ends it in good order, and then it prints ``connections per loop: N N …``: how many each loop was
 given since the start.
@@ -52,6 +53,20 @@ def echo(server: TcpServer) -> None:
     """Send back what arrives."""
 
     def on_message(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
+        connection.send(buffer)
+
+    server.message_callback = on_message
+
+
+def echo_summed(server: TcpServer) -> None:
+    """Send back what arrives, once its Adler-32 has been computed the slow way."""
+
+    def on_message(connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
+        low, high = 1, 0
+        for byte in buffer.peek():
+            low = (low + byte) % 65521
+            high = (high + low) % 65521
+        connection.context = high << 16 | low
         connection.send(buffer)
 
     server.message_callback = on_message
@@ -150,6 +165,7 @@ SERVICES: dict[str, Callable[[TcpServer], None]] = {
     "frame-batch": echo_batches(LengthHeaderCodec()),
     "broadcast": broadcast,
     "sudoku": solve_sudokus,
+    "checksum": echo_summed,
 }
 
 

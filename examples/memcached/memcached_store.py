@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -33,9 +34,12 @@ _RELATIVE_LIMIT_S = 60 * 60 * 24 * 30  # an expiry time above that is not from n
 _CONTROL = re.compile(rb"[\x00-\x20\x7f]")
 # What an item takes besides the bytes of its key and its answer: both objects' headers, which the allocator rounds up
 # (33 + 8 each), the tuple (64), the cas number (32), and its place in a table that may have just grown (about 70).
-_ITEM_BYTES = 250
-_EXPIRY_BYTES = 150  # the time (24), and the key's place in the set of those that expire in that second (up to 110)
-_SECOND_BYTES = 340  # that set
+# Without the GIL an object's header is larger; that of a tuple is not.
+_MORE_BYTES = sys.getsizeof(object()) - 16
+_ITEM_BYTES = 250 + 3 * _MORE_BYTES
+# The time (24), and the key's place in the set of those that expire in that second (up to 110).
+_EXPIRY_BYTES = 150 + _MORE_BYTES
+_SECOND_BYTES = 340 + _MORE_BYTES  # that set
 
 Item: TypeAlias = tuple[bytes, float, int]
 """The answer to a ``get``, when it expires (monotonic seconds), and the number of the change that made it."""

@@ -11,7 +11,7 @@ giving the lock away and waiting to get it back: with a busy second thread that 
 from cpython.buffer cimport PyBUF_WRITABLE, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM
@@ -788,7 +788,7 @@ cdef class Epoll:
         self.capacity = capacity
         self._fd = epoll_create1(EPOLL_CLOEXEC)
         if self._fd < 0:
-            raise OSError(errno, "epoll_create1 failed")
+            PyErr_SetFromErrno(OSError)
 
     def __dealloc__(self):
         if self._fd >= 0:

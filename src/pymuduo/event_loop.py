@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import operator
 import os
 import signal
 import threading
@@ -41,6 +42,7 @@ _MAX_CLOSE_ROUNDS = 1000  # a removal hops twice, a chain of callbacks a few tim
 _SLOW_MS = 200  # a callback that takes so long is worth a line in the log
 _SLOW_REPORT_INTERVAL_MS = 1000
 _thread_loop = threading.local()
+_exception_handler_of = operator.attrgetter("exception_handler")  # another thread may be setting it: behind its lock
 
 Functor: TypeAlias = tuple[Any, ...]  # what to call, and with which arguments
 
@@ -581,11 +583,12 @@ class EventLoop(ChannelHost):
 
     def handle_exception(self, exception: BaseException, source: object) -> bool:
         """Report what a callback raised; True if the default policy applies (nobody has set a handler)."""
-        if self.exception_handler is None:
+        handler = _exception_handler_of(self)
+        if handler is None:
             _log.error("exception in a callback of %r", source, exc_info=exception)
             return True
         try:
-            self.exception_handler(exception, source)
+            handler(exception, source)
         except Exception:
             _log.exception("exception in the exception handler, called for %r and %r", exception, source)
         return False

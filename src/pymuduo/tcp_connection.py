@@ -440,6 +440,10 @@ class TcpConnection(Flushable):
         loop's iteration, with at most one system call for all of it; 64 KiB leave at once, and so does a ``Buffer``
         of 4 KiB or more, which is not even copied unless the kernel can't take it.
 
+        In order means what one thread sends. What another thread sends reaches the loop as a call that waits for its
+        turn: a later ``send`` in the loop's own thread may overtake it, and a ``shutdown`` or a close that the loop
+        sees first drops it, although this has returned True.
+
         Returns:
             False if the connection is no longer open: a peer may leave at any moment, so that is no error.
         Raises:

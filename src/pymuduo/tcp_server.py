@@ -639,7 +639,8 @@ class TcpServer(ConnectionSource):
     def _note_stopped(self) -> None:
         if self.loop.is_in_loop_thread():
             self.loop.forget_at_close(self._close_hook)
-        _log.info("%s on %s stopped", self.name, self.address)
+        if self._start_requested:
+            _log.info("%s on %s stopped", self.name, self.address)
         self._stopped.set()
         if self._awaited:
             self.loop.quit()

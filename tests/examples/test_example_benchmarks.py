@@ -117,3 +117,13 @@ def test_the_memcached_benchmark_measures_every_server_that_is_there() -> None:
     installed(compiler()[0])
     times = ("--duration", "0.5", "--warmup", "0")  # enough for an answer, however busy the machine
     assert_measures("memcached_bench.py", *times, "--pipeline", "4", kinds={"set", "get"}, original="memcached")
+
+
+def test_the_benchmark_of_several_loops_measures_each_number_of_loops() -> None:
+    installed(compiler()[0])
+    command = [sys.executable, str(ROOT / "loops_bench.py"), "--rounds", "1", "--duration", "0.3", "--loops", "1", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = dict(re.findall(r"^\| (\w+ loops?) \| ([\d,]+) \|", done.stdout, re.MULTILINE))
+    assert rows.keys() == {"one loop", "3 loops"}
+    assert all(int(rate.replace(",", "")) > 0 for rate in rows.values())

@@ -394,7 +394,7 @@ def test_every_client_is_satisfied(server: Program, tmp_path: Path) -> None:
     file = tmp_path / "puzzles"
     file.write_bytes(b"\n".join(PUZZLES[:40]))
     batch = run_client(server, "batch.py", str(file), "--connections", "2", "--batches", "5")
-    pipeline = run_client(server, "pipeline.py", "--connections", "3", "--pipeline", "4", "--seconds", "0.1")
+    pipeline = run_client(server, "pipeline.py", "--connections", "3", "--pipeline", "4", "--seconds", "0.5")
     loadtest = run_client(server, "loadtest.py", "--connections", "3", "--rate", "500", "--seconds", "0.1")
     with batch, pipeline, loadtest:
         for client in (batch, pipeline, loadtest):
