@@ -10,6 +10,22 @@ cdef extern from "<sys/epoll.h>" nogil:
         epoll_data_t data
 
 
+# What two threads touch. Atomic in every build: order matters. A shared_count is written by one thread and read by any;
+# the interpreter's lock orders that where there is one, so only a free-threaded build pays for it.
+cdef extern from *:
+    """
+    #include <stdatomic.h>
+    #ifdef Py_GIL_DISABLED
+    typedef _Atomic(long long) pymuduo_shared_count;
+    #else
+    typedef long long pymuduo_shared_count;
+    #endif
+    """
+    ctypedef int atomic_int
+    ctypedef long atomic_long
+    ctypedef long long shared_count "pymuduo_shared_count"
+
+
 cdef class ReadableRegion:
     cdef bytearray _data
     cdef Py_ssize_t _begin

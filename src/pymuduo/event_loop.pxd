@@ -1,14 +1,11 @@
 cimport cython
 
 from pymuduo cimport _sys, timer_queue, timestamp
+from pymuduo._sys cimport atomic_int, atomic_long, shared_count
 from pymuduo.channel cimport BaseChannel, Channel, ChannelHost
 from pymuduo.poller.base cimport Poller
 from pymuduo.timer_queue cimport Timer, TimerQueue
 from pymuduo.timestamp cimport Timestamp
-
-cdef extern from "<stdatomic.h>":
-    ctypedef int atomic_int
-    ctypedef long atomic_long
 
 cdef double _FOREVER_S
 
@@ -26,13 +23,13 @@ cdef class EventLoop(ChannelHost):
     cdef public object context
     cdef readonly bytearray read_area
     cdef public object spare_output
-    cdef readonly long long iteration
-    cdef readonly long long event_count
-    cdef readonly long long functor_count
-    cdef readonly long long wakeup_count
-    cdef readonly long long busy_us
-    cdef readonly long long longest_iteration_us
-    cdef readonly long long slow_callback_count
+    cdef readonly shared_count iteration
+    cdef readonly shared_count event_count
+    cdef readonly shared_count functor_count
+    cdef readonly shared_count wakeup_count
+    cdef readonly shared_count busy_us
+    cdef readonly shared_count longest_iteration_us
+    cdef readonly shared_count slow_callback_count
     cdef long long _slow_ms
     cdef long long _next_slow_report_ms
     cdef object _signal_handlers
@@ -42,7 +39,7 @@ cdef class EventLoop(ChannelHost):
     cdef Poller _poller
     cdef TimerQueue _timers
     cdef list _pending
-    cdef Py_ssize_t _taken
+    cdef shared_count _taken
     cdef list _active
     cdef list _to_flush
     cdef dict _close_hooks

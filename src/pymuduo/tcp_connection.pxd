@@ -1,15 +1,13 @@
 cimport cython
 
 from pymuduo cimport _sys, buffer, socket
+from pymuduo._sys cimport atomic_int, shared_count
 from pymuduo.buffer cimport Buffer
 from pymuduo.channel cimport BaseChannel
 from pymuduo.event_loop cimport EventLoop, Flushable
 from pymuduo.layer cimport Layer
 from pymuduo.output_queue cimport OutputQueue
 from pymuduo.socket cimport Socket
-
-cdef extern from "<stdatomic.h>":
-    ctypedef int atomic_int
 
 cdef int _CONNECTING
 cdef int _CONNECTED
@@ -65,10 +63,10 @@ cdef class TcpConnection(Flushable):
     cdef readonly object error
     cdef readonly Layer layer
     cdef readonly object proxy_header
-    cdef readonly long long bytes_received
-    cdef readonly long long bytes_sent
-    cdef readonly long long messages_received
-    cdef readonly long long messages_sent
+    cdef readonly shared_count bytes_received
+    cdef readonly shared_count bytes_sent
+    cdef readonly shared_count messages_received
+    cdef readonly shared_count messages_sent
     cdef object _name
     cdef readonly long long number
     cdef object _owner

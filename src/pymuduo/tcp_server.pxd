@@ -1,14 +1,11 @@
 cimport cython
 
 from pymuduo cimport _sys, inet_address
+from pymuduo._sys cimport atomic_int, shared_count
 from pymuduo.acceptor cimport Acceptor
 from pymuduo.connection_source cimport ConnectionSource
 from pymuduo.event_loop cimport EventLoop
 from pymuduo.tcp_connection cimport TcpConnection
-
-
-cdef extern from "<stdatomic.h>":
-    ctypedef int atomic_int
 
 
 cdef class TcpServer(ConnectionSource):
@@ -32,13 +29,13 @@ cdef class TcpServer(ConnectionSource):
     cdef dict _connections
     cdef dict _guests
     cdef object _number_lock
-    cdef long long _accepted
-    cdef long long _refused
-    cdef long long _failed
-    cdef long long _bytes_received
-    cdef long long _bytes_sent
-    cdef long long _messages_received
-    cdef long long _messages_sent
+    cdef shared_count _accepted
+    cdef shared_count _refused
+    cdef shared_count _failed
+    cdef shared_count _bytes_received
+    cdef shared_count _bytes_sent
+    cdef shared_count _messages_received
+    cdef shared_count _messages_sent
     cdef atomic_int _awaited
     cdef Py_ssize_t _socket_closings
     cdef double _grace_deadline

@@ -221,7 +221,7 @@ class TcpServer(ConnectionSource):
         self._guests: dict[int, tuple[ConnectionLimits, Address]] = {}
         self._name_prefix = f"{name}-{self.address}"
         self._next_number = 1
-        self._number_lock = threading.Lock()
+        self._number_lock = threading.RLock()  # re-entrant: a signal handler may ask for stats
         self._begin_counting()
         self._state_lock = threading.RLock()  # re-entrant: a signal handler may stop what this thread is starting
         self._start_requested = False
@@ -292,18 +292,21 @@ class TcpServer(ConnectionSource):
     def stats(self) -> ServerStats:
         """Return counters; from any thread. Looks at every connection, so ask now and then, not all the time.
 
-        What connections on other loops have done in the last moments may be missing.
+        What connections on other loops have done in the last moments may be missing; nothing is counted twice.
         """
-        connections = self.connections
+        with self._number_lock:  # a connection that ends takes what it has counted over, into the sums, at once
+            connections = self.connections
+            of_the_ended = (self._bytes_received, self._bytes_sent, self._messages_received, self._messages_sent)
+        bytes_received, bytes_sent, messages_received, messages_sent = of_the_ended
         return ServerStats(
             connections=len(connections),
             accepted=self._accepted,
             refused=self._refused,
             failed=self._failed,
-            bytes_received=self._bytes_received + sum([c.bytes_received for c in connections]),
-            bytes_sent=self._bytes_sent + sum([c.bytes_sent for c in connections]),
-            messages_received=self._messages_received + sum([c.messages_received for c in connections]),
-            messages_sent=self._messages_sent + sum([c.messages_sent for c in connections]),
+            bytes_received=bytes_received + sum([c.bytes_received for c in connections]),
+            bytes_sent=bytes_sent + sum([c.bytes_sent for c in connections]),
+            messages_received=messages_received + sum([c.messages_received for c in connections]),
+            messages_sent=messages_sent + sum([c.messages_sent for c in connections]),
         )
 
     @property
@@ -554,11 +557,12 @@ class TcpServer(ConnectionSource):
         connection.loop.post(connection.connect_destroyed, ())
 
     def _forget_connection(self, connection: TcpConnection) -> None:
-        if self._connections.pop(connection.number, None) is not None:
-            self._bytes_received += connection.bytes_received
-            self._bytes_sent += connection.bytes_sent
-            self._messages_received += connection.messages_received
-            self._messages_sent += connection.messages_sent
+        with self._number_lock:
+            if self._connections.pop(connection.number, None) is not None:
+                self._bytes_received += connection.bytes_received
+                self._bytes_sent += connection.bytes_sent
+                self._messages_received += connection.messages_received
+                self._messages_sent += connection.messages_sent
         if self._guests:
             guest = self._guests.pop(connection.number, None)
             if guest is not None:

@@ -668,3 +668,32 @@ def test_a_servers_settings_may_be_replaced_while_connections_come(serve, accept
         call_in_loop(server.loop, replace)
     visitor.join()
     eventually(lambda: server.server.connection_count == 0)
+
+
+def test_stats_count_nothing_twice_while_connections_end(serve: Serve) -> None:
+    server = serve(2, message_callback=lambda c, b, t: b.retrieve_all())
+    ended = threading.Event()
+    told: list[tuple[int, int]] = []
+
+    def look() -> None:
+        while not ended.is_set():
+            stats = server.server.stats()
+            told.append((stats.bytes_received, stats.messages_received))
+
+    looker = threading.Thread(target=look)
+    with contextlib.ExitStack() as idle:
+        for _ in range(100):  # to be looked at, which takes time
+            idle.enter_context(server.connect())
+        looker.start()
+        try:
+            for _ in range(3000):
+                with server.connect() as client:
+                    client.sendall(b"1")
+            eventually(lambda: server.server.stats().bytes_received == 3000)
+            eventually(lambda: server.server.connection_count == 100)
+        finally:
+            ended.set()
+            looker.join()
+    for counts in zip(*told, strict=True):
+        assert list(counts) == sorted(counts)
+    assert server.server.stats().bytes_received == 3000
