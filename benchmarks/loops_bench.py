@@ -2,8 +2,8 @@
 
 Each message, 1 KiB, has its checksum computed in plain Python before it is sent back: some tens of microseconds, beside
 which the network is little. With the GIL the loops take turns at that, and more of them gain nothing; without it they
-should go as fast as there are processors for them. Rounds are interleaved, each turn a fresh process; ratios to one loop
-are taken round by round. The load generator checks every byte; it runs where the kernel lets it, and needs little.
+should go as fast as there are processors for them. Rounds are interleaved, each turn a fresh process; ratios are taken
+round by round. The load generator checks every byte; it runs where the kernel lets it, and needs little.
 
     python benchmarks/loops_bench.py                      one loop and two, five rounds of two seconds
     python benchmarks/loops_bench.py --loops 1 2 4 --rounds 9

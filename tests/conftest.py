@@ -20,6 +20,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pytest
@@ -248,6 +249,43 @@ def nothing_left_behind(no_errors_logged: None) -> Iterator[None]:
         gc.collect()
         left = open_descriptors() - descriptors
         assert not left, f"descriptors left behind: {[describe_descriptor(fd) for fd in left]}"
+
+
+def memory_bytes(pid: int | str = "self", *, peak: bool = False) -> int:
+    """Return how much memory a process has in use, or the most that it has had.
+
+    Under AddressSanitizer, which keeps what has been freed, the test is skipped.
+    """
+    if "libasan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("AddressSanitizer keeps what has been freed")
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:" if peak else "VmRSS:")[2].split()[0]) * 1024
+
+
+class Received:
+    """Bytes that a loop's thread adds to while the test looks at them; without a GIL a bytearray does not bear that."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def extend(self, data: bytes) -> None:
+        self._pieces.append(bytes(data))
+
+    def __iadd__(self, data: bytes) -> Received:
+        self.extend(data)
+        return self
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._pieces.copy())
+
+    def __len__(self) -> int:
+        return len(bytes(self))
+
+    def __contains__(self, part: bytes) -> bool:
+        return part in bytes(self)
+
+    def endswith(self, end: bytes) -> bool:
+        return bytes(self).endswith(end)
 
 
 def receive_exactly(sock: socket.socket, count: int) -> bytes:

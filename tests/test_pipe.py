@@ -15,12 +15,20 @@ from typing import Any
 
 import pytest
 
-from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, receive_all, receive_exactly, reset
+from conftest import (
+    PATIENCE_S,
+    ServerThread,
+    call_in_loop,
+    eventually,
+    memory_bytes,
+    receive_all,
+    receive_exactly,
+    reset,
+)
 from pymuduo import Buffer, TcpConnection, Timestamp
 from pymuduo.pipe import Pipe, pipe
 
 MIB = 1 << 20
-PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
 
 class Ends:
@@ -214,11 +222,6 @@ def test_it_may_be_made_in_a_message_callback_whose_rest_goes_on(ends_of):
 # --- bounds ---
 
 
-def resident_bytes() -> int:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * PAGE_BYTES
-
-
 def test_a_slow_reader_holds_the_sender_up_and_costs_no_memory(couple):
     ends, coupled = couple()
     block = os.urandom(MIB)
@@ -232,7 +235,7 @@ def test_a_slow_reader_holds_the_sender_up_and_costs_no_memory(couple):
             ends.near.sendall(block)
         ends.near.shutdown(socket.SHUT_WR)
 
-    before = resident_bytes()
+    before = memory_bytes()
     most = 0
     sender = threading.Thread(target=send)
     sender.start()
@@ -241,7 +244,7 @@ def test_a_slow_reader_holds_the_sender_up_and_costs_no_memory(couple):
     into = memoryview(bytearray(MIB))
     while count := ends.far.recv_into(into):
         received.update(into[:count])
-        most = max(most, resident_bytes())
+        most = max(most, memory_bytes())
     sender.join(PATIENCE_S)
     assert received.digest() == sent.digest()
     assert most - before < 20 * MIB

@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from conftest import PATIENCE_S, call_in_loop, eventually, open_descriptors, receive_all, receive_exactly
+from conftest import (
+    PATIENCE_S,
+    Received,
+    call_in_loop,
+    eventually,
+    memory_bytes,
+    open_descriptors,
+    receive_all,
+    receive_exactly,
+)
 from pymuduo import EventLoop, TcpConnection, send_file
 
 MIB = 1 << 20
@@ -110,7 +119,7 @@ def test_afterwards_the_connection_is_as_before(serve, tmp_path):
 
 
 def test_input_is_received_while_a_file_waits(serve, big_file):
-    received = bytearray()
+    received = Received()
     sender = Sender(serve, message_callback=lambda c, b, t: received.extend(b.retrieve_all_as_bytes()))
     with sender.client as client:
         send_file(sender.connection, big_file)
@@ -237,18 +246,15 @@ def test_the_memory_does_not_grow_with_the_file(serve, tmp_path):
     with path.open("wb") as file:
         file.truncate(300 * MIB)
 
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
     sender = Sender(serve)
     with sender.client as client:
-        before = resident()
+        before = memory_bytes()
         send_file(sender.connection, path)
         sender.connection.shutdown()
         area = bytearray(MIB)
         total, most = 0, before
         while count := client.recv_into(area):
             total += count
-            most = max(most, resident())
+            most = max(most, memory_bytes())
     assert total == 300 * MIB
     assert most - before < 30 * MIB

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from conftest import PATIENCE_S, call_in_loop, eventually, open_descriptors, receive_all, reset
+from conftest import PATIENCE_S, Received, call_in_loop, eventually, open_descriptors, receive_all, reset
 from pymuduo import (
     Buffer,
     ConnectionState,
@@ -50,7 +50,7 @@ class Heard:
     def __init__(self) -> None:
         self.events: list[str] = []
         self.errors: list[Exception] = []
-        self.received = bytearray()
+        self.received = Received()
         self.connections: list[TcpConnection] = []
 
     def attach(self, client: TcpClient) -> None:
@@ -191,7 +191,7 @@ def test_it_connects_talks_and_hears_of_the_end(serve, kit):
     heard.wait_for("up")
     assert client.connection is heard.connections[0]
     client.connection.send(b"hello")
-    eventually(lambda: heard.received == b"hello")
+    eventually(lambda: bytes(heard.received) == b"hello")
     client.disconnect()
     heard.wait_for("up", "down")
     assert client.connection is None
@@ -281,7 +281,7 @@ def test_the_peers_fin_ends_the_connection_without_an_error(kit):
     accepted.sendall(b"goodbye")
     accepted.close()
     heard.wait_for("up", "down")
-    assert heard.received == b"goodbye"
+    assert bytes(heard.received) == b"goodbye"
     assert heard.connections[0].error is None
 
 
@@ -341,7 +341,7 @@ def test_a_unix_socket_is_a_target(serve, kit, tmp_path):
     connection = heard.connections[0]
     assert (connection.peer_address, connection.local_address) == (target, UnixAddress.unnamed())
     connection.send(b"hello")
-    eventually(lambda: heard.received == b"hello")
+    eventually(lambda: bytes(heard.received) == b"hello")
 
 
 def test_a_unix_socket_that_is_missing_or_stale_is_tried_until_it_is_there(serve, kit, tmp_path):
@@ -399,7 +399,7 @@ def test_the_loop_serves_others_while_a_name_is_looked_up(serve, kit):
     client.connect()
     heard.wait_for("up")
     client.connection.send(b"hello")
-    eventually(lambda: heard.received == b"hello")
+    eventually(lambda: bytes(heard.received) == b"hello")
     assert is_in(slow, "looking up")
 
 

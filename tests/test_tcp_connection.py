@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from conftest import PATIENCE_S, call_in_loop, eventually, own_sockets, receive_all, receive_exactly, reset
+from conftest import PATIENCE_S, Received, call_in_loop, eventually, own_sockets, receive_all, receive_exactly, reset
 from pymuduo import Buffer, Channel, ConnectionState, EventLoop, InetAddress, Layer, TcpConnection
 from pymuduo.tcp_connection import ConnectionOwner
 
@@ -30,7 +30,7 @@ class Recorder:
         self.down = threading.Event()
         self.closed = threading.Event()
         self.connection: TcpConnection | None = None
-        self.received = bytearray()
+        self.received = Received()
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -867,7 +867,7 @@ def test_stop_read_holds_the_peer_back_and_start_read_loses_nothing(serve, threa
         connection.start_read()
         sender.join(PATIENCE_S)
         eventually(lambda: len(recorder.received) == len(payload))
-        assert recorder.received == payload
+        assert bytes(recorder.received) == payload
         assert connection.is_reading
 
 

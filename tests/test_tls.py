@@ -19,7 +19,17 @@ from typing import Any
 import pytest
 
 from certificates import NAME, certificate, client_context, server_context
-from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, imported, receive_all, receive_exactly, reset
+from conftest import (
+    PATIENCE_S,
+    Received,
+    ServerThread,
+    call_in_loop,
+    eventually,
+    imported,
+    receive_all,
+    receive_exactly,
+    reset,
+)
 from pymuduo import (
     Buffer,
     ConnectionLimits,
@@ -595,7 +605,7 @@ def test_a_peer_that_has_said_goodbye_can_still_be_answered(serve, ends):
 
 @pytest.mark.parametrize("waits", [False, True], ids=["reading", "with records that wait to be read"])
 def test_after_our_goodbye_the_peer_may_still_speak(serve, ends, waits):
-    received = bytearray()
+    received = Received()
     server = serve(
         ssl_context=server_context(),
         message_callback=lambda connection, buffer, when: received.extend(buffer.retrieve_all_as_bytes()),
@@ -633,7 +643,7 @@ def test_force_close_says_nothing(serve, ends):
 
 def test_reading_that_stops_in_the_connection_callback_holds_everything_back(serve):
     up: list[TcpConnection] = []
-    received = bytearray()
+    received = Received()
 
     def stop(connection: TcpConnection) -> None:
         if connection.connected:
@@ -652,7 +662,7 @@ def test_reading_that_stops_in_the_connection_callback_holds_everything_back(ser
         eventually(lambda: up)
         for _ in range(3):
             call_in_loop(up[0].loop, lambda: None)
-        assert received == b""
+        assert bytes(received) == b""
         up[0].start_read()
         eventually(lambda: bytes(received) == b"at once and more")
         sock.sendall(puppet.goodbye())
@@ -668,7 +678,7 @@ def test_reading_that_is_stopped_during_the_handshake_is_stopped_when_the_connec
             reading.append(connection.is_reading)
         ends.note(connection)
 
-    received = bytearray()
+    received = Received()
     server = serve(
         1,
         ssl_context=server_context(),
@@ -687,14 +697,14 @@ def test_reading_that_is_stopped_during_the_handshake_is_stopped_when_the_connec
         if not starts_again:
             for _ in range(3):
                 call_in_loop(connection.loop, lambda: None)
-            assert received == b""
+            assert bytes(received) == b""
             connection.start_read()
         eventually(lambda: bytes(received) == b"at once")
 
 
 def test_what_came_with_the_handshake_waits_for_start_read_also_when_both_ends_have_said_fin(serve, ends):
     """It is in the layer, where the kernel does not count it as unread."""
-    received = bytearray()
+    received = Received()
 
     def stop(connection: TcpConnection) -> None:
         if connection.connected:
@@ -917,7 +927,7 @@ class Called:
         self.up: list[TcpConnection] = []
         self.down: list[Exception | None] = []
         self.failed: list[Exception] = []
-        self.received = bytearray()
+        self.received = Received()
         self.client = call_in_loop(loop, lambda: TcpClient(loop, target, "client", ssl_context=context, **more))
         self.client.connection_callback = self._note
         self.client.message_callback = lambda connection, buffer, when: self.received.extend(
@@ -953,7 +963,7 @@ def test_a_client_talks(serve, call):
     eventually(lambda: called.up)
     called.up[0].send(MUCH)
     eventually(lambda: len(called.received) == len(MUCH))
-    assert called.received == MUCH
+    assert bytes(called.received) == MUCH
     called.client.disconnect()
     eventually(lambda: called.down)
     assert called.down == [None]
@@ -1173,7 +1183,7 @@ def test_messages_that_wait_come_before_what_tls_holds(serve):
 
 def test_both_sides_may_be_ours(serve, loop_thread):
     server = serve(message_callback=switching(server_context(), []))
-    received = bytearray()
+    received = Received()
     ready: list[TcpConnection] = []
 
     def on_connection(connection: TcpConnection) -> None:

@@ -60,9 +60,9 @@ cdef class TcpConnection(Flushable):
     cdef public Py_ssize_t high_water_mark
     cdef public Py_ssize_t low_water_mark
     cdef public Py_ssize_t max_output_bytes
-    cdef readonly object error
+    cdef public object error
     cdef readonly Layer layer
-    cdef readonly object proxy_header
+    cdef public object proxy_header
     cdef readonly shared_count bytes_received
     cdef readonly shared_count bytes_sent
     cdef readonly shared_count messages_received

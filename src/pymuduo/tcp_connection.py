@@ -69,6 +69,8 @@ LOW_WATER_MARK = HIGH_WATER_MARK // 4
 _WRITE_AT_ONCE = 65536  # this much waiting is worth a system call before the callback returns
 _WRITE_IN_PLACE = 4096  # a Buffer of this size is not copied to be sent together with others
 _MAX_WRITES = 16  # system calls in one flush, so that a fast reader can't shut out the others
+# Set once, and read by any thread: by these names, as attributes, which a lock is around without the GIL.
+_ERROR_NAME, _PROXY_HEADER_NAME = "error", "proxy_header"
 _MAX_LAST_READS = 32  # reads of what a broken connection had received: 8 MiB, more than the kernel keeps
 
 
@@ -678,7 +680,7 @@ class TcpConnection(Flushable):
     def note_error(self, error: Exception) -> None:
         """Keep *error* as the reason of the end, unless there is one already."""
         if self.error is None:
-            self.error = error
+            setattr(self, _ERROR_NAME, error)
 
     def fail(self, error: Exception) -> None:
         """End the connection because of *error*; a layer's last words (a TLS alert) still leave.
@@ -696,7 +698,7 @@ class TcpConnection(Flushable):
 
     def take_proxy_header(self, header: Any) -> None:
         """Take both ends' addresses from what a load balancer said of the client. Before the connection is up, once."""
-        self.proxy_header = header
+        setattr(self, _PROXY_HEADER_NAME, header)
 
     def _start_layer(self) -> None:
         layer = self.layer

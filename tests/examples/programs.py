@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from conftest import PATIENCE_S, eventually
+from conftest import PATIENCE_S, eventually, memory_bytes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -105,10 +105,9 @@ class Program:
         eventually(lambda: int(status.read_text().partition("SigCgt:")[2].split()[0], 16) & bit)
 
     @property
-    def peak_kib(self) -> int:
+    def peak_bytes(self) -> int:
         """The most memory that the process has had so far."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0])
+        return memory_bytes(self.process.pid, peak=True)
 
     def type(self, line: str) -> None:
         """Write a line to the program's standard input."""

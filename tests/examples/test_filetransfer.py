@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import socket
 import subprocess
 import threading
@@ -53,14 +52,6 @@ def sha256_of_stream(sock: socket.socket, digest: hashlib._Hash | None = None) -
     while chunk := sock.recv(1 << 20):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def peak_bytes(server: Program) -> int:
-    """Return how much memory the server has had at most so far."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    found = re.search(r"VmHWM:\s*(\d+) kB", status)
-    assert found
-    return int(found.group(1)) << 10
 
 
 def descriptor_count(server: Program) -> int:
@@ -120,7 +111,7 @@ def test_the_simple_one_refuses_what_is_too_big_for_it(big: Path) -> None:
     with running(PROGRAMS[0], str(big)) as server, server.connect() as peer:
         assert receive_all(peer) == b""
         server.wait_for_log("not sent")
-        assert peak_bytes(server) < BIG_BYTES
+        assert server.peak_bytes < BIG_BYTES
 
 
 @pytest.mark.parametrize("threads", ["0", "2"])
@@ -159,14 +150,14 @@ def test_a_client_that_leaves_in_the_middle_leaves_no_descriptor(path: str, song
 @pytest.mark.parametrize("path", FRUGAL)
 def test_memory_stays_flat_however_big_the_file_and_however_slow_the_client(path: str, big: Path) -> None:
     with running(path, str(big)) as server:
-        before = peak_bytes(server)
+        before = server.peak_bytes
         with server.connect() as slow:
             digest = hashlib.sha256(receive_exactly(slow, 100_000))
             with server.connect() as fast:
                 assert sha256_of_stream(fast) == sha256_of(big)
-            assert peak_bytes(server) - before < FRUGAL_BYTES
+            assert server.peak_bytes - before < FRUGAL_BYTES
             assert sha256_of_stream(slow, digest) == sha256_of(big)
-        assert peak_bytes(server) - before < FRUGAL_BYTES
+        assert server.peak_bytes - before < FRUGAL_BYTES
 
 
 def test_the_simple_one_keeps_the_whole_file_for_each_client(tmp_path: Path) -> None:
@@ -174,16 +165,16 @@ def test_the_simple_one_keeps_the_whole_file_for_each_client(tmp_path: Path) -> 
     path = tmp_path / "film"
     path.write_bytes(os.urandom(1 << 20) * 30)
     with running(PROGRAMS[0], str(path)) as server, contextlib.ExitStack() as stack:
-        before = peak_bytes(server)
+        before = server.peak_bytes
         peers = [stack.enter_context(server.connect()) for _ in range(count)]
         for peer in peers:
             receive_exactly(peer, 1)
-        assert peak_bytes(server) - before > count * size * 3 // 4  # the kernel holds the rest
+        assert server.peak_bytes - before > count * size * 3 // 4  # the kernel holds the rest
         for peer in peers:
             receive_exactly(peer, size - 1)
             assert peer.recv(1) == b""
         copies = 2 * count if IS_FREE_THREADED else count  # whose allocator grows a block by copying it
-        assert peak_bytes(server) - before < (copies + 2) * size
+        assert server.peak_bytes - before < (copies + 2) * size
 
 
 @pytest.mark.parametrize("path", PROGRAMS)

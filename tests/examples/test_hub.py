@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import resource
 import signal
 import socket
@@ -82,12 +81,6 @@ def pub(server: Program, *arguments: str) -> Program:
     return Program("hub/pub.py", "--port", str(server.port), *arguments)
 
 
-def peak_bytes(server: Program) -> int:
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
-    assert found
-    return int(found.group(1)) << 10
-
-
 # --- the programs ---
 
 
@@ -118,10 +111,10 @@ def test_pub_reads_a_big_input_at_the_pace_of_the_hub() -> None:
         assert listener.hear() == ("bulk", "begin")
         listener.say("unsub bulk\n")
         listener.is_in()
-        before = peak_bytes(publisher)
+        before = publisher.peak_bytes
         for number in range(200):
             publisher.type("\n".join([f"{number} {'x' * 95}"] * 1000))
-        assert peak_bytes(publisher) - before < 10 << 20  # of 20 MB
+        assert publisher.peak_bytes - before < 10 << 20  # of 20 MB
         publisher.type("end")
         publisher.end_input()
         assert publisher.wait() == 0
@@ -310,14 +303,14 @@ def test_a_slow_subscriber_is_dropped_and_the_others_get_everything(threads: str
 def test_last_messages_take_no_more_memory_than_they_may() -> None:
     content = "x" * 65_000
     with hub() as server, Peer(server) as publisher:
-        before = peak_bytes(server)
+        before = server.peak_bytes
         for number in range(1500):  # more than are kept
             publisher.publish(f"topic {number}", content)
         publisher.is_in()
         publisher.subscribe("topic 0")  # forgotten
         publisher.subscribe("topic 1499")
         assert publisher.hear() == ("topic 1499", content)
-        assert peak_bytes(server) - before < 100 << 20
+        assert server.peak_bytes - before < 100 << 20
 
 
 # --- many ---
@@ -539,7 +532,7 @@ def test_an_engine_that_hangs_fills_no_memory_and_holds_nobody_up(engine: Engine
     with hub("--bridge", engine.url) as one, hub("--bridge", engine.url) as other:
         wait_until_bridged(one, other)
         with Peer(one, "news") as here, Peer(other, "end") as there, Peer(one) as publisher:
-            before = peak_bytes(one)
+            before = one.peak_bytes
             engine.pause(True)
             try:
                 for _ in range(1000):
@@ -547,7 +540,7 @@ def test_an_engine_that_hangs_fills_no_memory_and_holds_nobody_up(engine: Engine
                     assert here.hear() == ("news", content)
             finally:
                 engine.pause(False)
-            assert peak_bytes(one) - before < 48 << 20
+            assert one.peak_bytes - before < 48 << 20
             there.socket.settimeout(0.02)
 
             def is_heard() -> bool:  # what is still unsent may leave no room for a while

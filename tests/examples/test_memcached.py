@@ -17,7 +17,16 @@ import pytest
 from pymemcache.client.base import Client  # type: ignore[import-untyped]
 from pymemcache.exceptions import MemcacheServerError  # type: ignore[import-untyped]
 
-from conftest import IS_FREE_THREADED, PATIENCE_S, eventually, imported, installed, receive_all, receive_exactly
+from conftest import (
+    IS_FREE_THREADED,
+    PATIENCE_S,
+    eventually,
+    imported,
+    installed,
+    memory_bytes,
+    receive_all,
+    receive_exactly,
+)
 from programs import Program, running
 
 MIB = 1 << 20
@@ -35,14 +44,6 @@ def stats_of(server: Program) -> dict[str, int]:
     with client_of(server) as client:
         told = {name.decode(): value for name, value in client.stats().items()}
     return {name: int(value) for name, value in told.items() if str(value).isdecimal() or isinstance(value, int)}
-
-
-def resident_bytes(server: Program) -> int:
-    """Return how much memory a server has in use."""
-    with open(f"/proc/{server.process.pid}/status") as status:
-        found = re.search(r"VmRSS:\s+(\d+) kB", status.read())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def address_of(peer: socket.socket) -> str:
@@ -206,7 +207,7 @@ def test_the_memory_limit_holds_and_what_is_used_stays(threads: str) -> None:
     with running("memcached/server.py", "--memory", "8", "--threads", threads) as server, client_of(server) as client:
         client.set("kept", "precious")
         client.set("lost", "worthless")
-        before = resident_bytes(server)
+        before = memory_bytes(server.process.pid)
         for batch in range(40):  # of 1 MiB
             values = {f"{batch}-{i}": bytes(4096) for i in range(256)}
             client.set_many(values, noreply=True)
@@ -218,7 +219,7 @@ def test_the_memory_limit_holds_and_what_is_used_stays(threads: str) -> None:
         assert client.get("lost") is None
         assert client.get("39-255") is not None
         assert client.get("0-0") is None
-        assert resident_bytes(server) - before < 16 * MIB
+        assert memory_bytes(server.process.pid) - before < 16 * MIB
 
 
 def test_100_000_expired_items_are_swept_though_nobody_asks_for_them() -> None:
@@ -285,14 +286,14 @@ def test_rubbish_is_an_error_line_by_line_and_one_without_an_end_is_cut_off() ->
 
 def test_too_large_a_block_is_thrown_away_and_the_next_request_answered() -> None:
     with running("memcached/server.py") as server, server.connect() as peer:
-        before = resident_bytes(server)
+        before = memory_bytes(server.process.pid)
         peer.sendall(b"set a 0 0 1\r\n1\r\nset a 0 0 100000000\r\n")
         for _ in range(100):
             peer.sendall(b"get a\r\n.\r\n" * 100_000)
         peer.sendall(b"\r\nget a\r\nset b 0 0 1\r\n2\r\nget b\r\n")
         expected = b"STORED\r\nSERVER_ERROR object too large for cache\r\nEND\r\nSTORED\r\nVALUE b 0 1\r\n2\r\nEND\r\n"
         assert receive_exactly(peer, len(expected)) == expected
-        assert resident_bytes(server) - before < 20 * MIB
+        assert memory_bytes(server.process.pid) - before < 20 * MIB
 
 
 @pytest.mark.parametrize("request_form", ["one line of many keys", "many lines"])
@@ -301,7 +302,7 @@ def test_who_asks_for_gigabytes_and_does_not_read_holds_nobody_up(request_form: 
     with running("memcached/server.py", "--threads", threads) as server, client_of(server) as client:
         value = os.urandom(MIB - 1000)
         client.set("a", value)
-        before = resident_bytes(server)
+        before = memory_bytes(server.process.pid)
         with server.connect() as peer:
             line = b"get" + b" a" * 5000 + b"\r\n"
             peer.sendall(line if request_form == "one line of many keys" else b"get a\r\n" * 5000)
@@ -310,21 +311,21 @@ def test_who_asks_for_gigabytes_and_does_not_read_holds_nobody_up(request_form: 
             for i in range(100):
                 client.set("b", b"%d" % i)
                 assert client.get("b") == b"%d" % i
-            assert resident_bytes(server) - before < 40 * MIB
+            assert memory_bytes(server.process.pid) - before < 40 * MIB
 
 
 def test_who_pipelines_large_gets_and_does_not_read_costs_a_few_of_them() -> None:
     connections, value = 30, os.urandom(MIB - 1000)
     with running("memcached/server.py") as server, client_of(server) as client, contextlib.ExitStack() as stack:
         client.set("a", value)
-        before = resident_bytes(server)
+        before = memory_bytes(server.process.pid)
         head = b"VALUE a 0 %d\r\n" % len(value)
         for _ in range(connections):
             peer = stack.enter_context(server.connect())
             peer.sendall(b"get a\r\n" * 16)
             assert receive_exactly(peer, len(head)) == head
         assert client.get("a") == value
-        assert resident_bytes(server) - before < connections * 4 * MIB
+        assert memory_bytes(server.process.pid) - before < connections * 4 * MIB
 
 
 @pytest.mark.parametrize("threads", ["0", "2"])

@@ -163,16 +163,8 @@ def test_a_client_without_a_backend_is_closed() -> None:
         demux.wait_for_log("no backend for")
 
 
-def memory(program: Program) -> int:
-    """Return the most memory that a program has ever used, in bytes."""
-    with open(f"/proc/{program.process.pid}/status") as status:
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read())
-    assert found
-    return int(found[1]) * 1024
-
-
 def test_a_client_that_stops_reading_holds_the_others_up_for_a_while_and_no_longer(chain: Chain) -> None:
-    before = memory(chain.mux), memory(chain.demux)
+    before = chain.mux.peak_bytes, chain.demux.peak_bytes
     with chain.mux.connect() as stuck, chain.mux.connect() as other:
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         stuck.settimeout(2 * PATIENCE_S)
@@ -189,8 +181,8 @@ def test_a_client_that_stops_reading_holds_the_others_up_for_a_while_and_no_long
         sender.join(PATIENCE_S)
         assert not sender.is_alive()
         assert Conversation(other, os.urandom(100_000)).is_right()
-    assert memory(chain.mux) - before[0] < 64 << 20
-    assert memory(chain.demux) - before[1] < 64 << 20
+    assert chain.mux.peak_bytes - before[0] < 64 << 20
+    assert chain.demux.peak_bytes - before[1] < 64 << 20
 
 
 def test_a_client_that_reads_late_loses_nothing(chain: Chain) -> None:
@@ -281,7 +273,7 @@ def test_a_client_that_is_reset_is_reported_down() -> None:
 
 def test_a_link_that_is_not_read_slows_the_clients_down() -> None:
     with mux_before_us("--threads", "1") as (mux, link), mux.connect() as peer:
-        before = memory(mux)
+        before = mux.peak_bytes
         peer.settimeout(0.5)
         payload = os.urandom(1 << 20)
         sent = 0
@@ -289,7 +281,7 @@ def test_a_link_that_is_not_read_slows_the_clients_down() -> None:
             while sent < 256 << 20:
                 sent += peer.send(memoryview(payload)[sent % len(payload) :])
         assert sent < 64 << 20
-        assert memory(mux) - before < 64 << 20
+        assert mux.peak_bytes - before < 64 << 20
         # All of it arrives, once the link is read.
         received = 0
         with link.makefile("rb") as frames:

@@ -12,7 +12,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,12 +40,6 @@ def redis_cli(server: Program, *arguments: str, text: str | None = None) -> list
     command = [installed("redis-cli"), "-p", str(server.port), *arguments]
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     return done.stdout.splitlines()
-
-
-def memory_bytes(server: Program) -> int:
-    """Return the most memory that a server has had so far."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 # --- with Redis's own programs ---
@@ -305,11 +298,11 @@ def test_who_left_in_the_moment_of_a_push_does_not_get_the_element() -> None:
 def test_what_is_asked_behind_a_waiting_command_has_a_limit_and_is_answered_in_the_end() -> None:
     request, reply = encode(b"ECHO", b"x" * 65_536), b"$65536\r\n%b\r\n" % (b"x" * 65_536)
     with running("redis/server.py") as server, client(server) as r, server.connect() as waiter:
-        before = memory_bytes(server)
+        before = server.peak_bytes
         waiter.sendall(b"BLPOP l 0\r\n")
         sent = send_until_nobody_reads(waiter, itertools.repeat(request, 64 * MEBIBYTE // len(request)))
         assert sent < 64 * MEBIBYTE
-        assert memory_bytes(server) - before < 8 * MEBIBYTE
+        assert server.peak_bytes - before < 8 * MEBIBYTE
         r.rpush("l", "x")
         expected = b"*2\r\n$1\r\nl\r\n$1\r\nx\r\n"
         assert receive_exactly(waiter, len(expected)) == expected
@@ -334,27 +327,27 @@ def test_a_subscriber_who_never_reads_is_cut_off(server: Program) -> None:
         sleeper.sendall(b"SUBSCRIBE news\r\n")
         subscribed = b"*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1\r\n"
         assert receive_exactly(sleeper, len(subscribed)) == subscribed
-        before, message = memory_bytes(server), b"x" * MEBIBYTE
+        before, message = server.peak_bytes, b"x" * MEBIBYTE
         sent = 0
         while r.publish("news", message) == 1:
             sent += 1
             assert sent < 200
         server.wait_for_log("max_output_bytes is 33554432")
-        assert memory_bytes(server) - before < 100 * MEBIBYTE  # of 200; malloc keeps some of what it was given back
+        assert server.peak_bytes - before < 100 * MEBIBYTE  # of 200; malloc keeps some of what it was given back
 
 
 def test_who_asks_for_much_and_does_not_read_costs_little_and_gets_it_all_later() -> None:
     with running("redis/server.py") as server, client(server) as r, server.connect() as sleeper:
         value = b"x" * MEBIBYTE
         r.set("large", value)
-        before = memory_bytes(server)
+        before = server.peak_bytes
         sleeper.sendall(b"GET large\r\n" * 300 + b"QUIT\r\n")
         assert all(r.ping() for _ in range(3))  # others are served meanwhile
         assert r.info("stats")["total_commands_processed"] < 100
         reply = b"$1048576\r\n%b\r\n" % value
         assert all(receive_exactly(sleeper, len(reply)) == reply for _ in range(300))
         assert receive_all(sleeper) == b"+OK\r\n"
-        assert memory_bytes(server) - before < 32 * MEBIBYTE
+        assert server.peak_bytes - before < 32 * MEBIBYTE
 
 
 def test_replies_that_name_one_thing_many_times_have_a_limit() -> None:

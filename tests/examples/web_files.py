@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import os
 import socket
 import ssl
 import subprocess
@@ -44,7 +45,10 @@ class FileServer(http.server.ThreadingHTTPServer):
 
 def curl(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     command = [installed("curl"), "--silent", "--show-error", "--noproxy", "", "--max-time", str(PATIENCE_S)]
-    return subprocess.run([*command, *arguments], check=False, capture_output=True, timeout=2 * PATIENCE_S)
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # a sanitizer's, not its
+    return subprocess.run(
+        [*command, *arguments], env=environment, check=False, capture_output=True, timeout=2 * PATIENCE_S
+    )
 
 
 def fetch(*arguments: str) -> str:

@@ -9,12 +9,20 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from certificates import server_context
-from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, open_descriptors, receive_exactly, reset
+from conftest import (
+    PATIENCE_S,
+    ServerThread,
+    call_in_loop,
+    eventually,
+    memory_bytes,
+    open_descriptors,
+    receive_exactly,
+    reset,
+)
 from pymuduo import Buffer, ConnectionLimits, IdleKind, IdleTimeouts, TcpConnection
 from pymuduo.codec import LineCodec
 
@@ -119,10 +127,6 @@ def test_who_asks_for_much_and_never_reads_is_cut_off(serve, way):
         assert is_served(server)
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 def test_who_never_reads_costs_no_memory_beyond_the_limit(serve):
     """Fifty who each ask for thirty-two times as much as may wait for them."""
     limit, size = MIB, MIB // 4
@@ -134,11 +138,11 @@ def test_who_never_reads_costs_no_memory_beyond_the_limit(serve):
         count = 0
         while count < 128 and connection.send(b"x" * size):  # of its own each time: the memory is really taken
             count += 1
-            resident.append(resident_bytes())
+            resident.append(memory_bytes())
         accepted.append(count)
 
     server = serve(1, message_callback=on_message, max_output_bytes=limit)
-    before = resident_bytes()
+    before = memory_bytes()
     with crowd(server, 50) as attackers:
         for attacker in attackers:
             attacker.sendall(b"gimme")
