@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import random
 import socket
 import sys
@@ -232,7 +233,7 @@ def test_clear_in_the_middle_of_a_chunk_forgets_it(ends: tuple[socket.socket, so
 def test_of_a_peer_that_does_not_read_little_is_copied() -> None:
     """The rest is shared: a broadcast to a thousand slow readers costs a pointer each."""
     queue = OutputQueue()
-    chunk = b"x" * 1000
+    chunk = os.urandom(1000)  # no constant, whose references nobody may count
     before = sys.getrefcount(chunk)
     for _ in range(100):
         queue.append(chunk)

@@ -275,4 +275,4 @@ def callback_name(callback: object) -> str:
 
 def event_names(events: int) -> str:
     """Return the names of event bits, as ``IN|OUT``. muduo: ``eventsToString``."""
-    return "|".join(name for bit, name in _NAMES if events & bit) or "none"
+    return "|".join([name for bit, name in _NAMES if events & bit]) or "none"

@@ -374,8 +374,9 @@ class TcpServer(ConnectionSource):
         Raises:
             RuntimeError: called inside a callback of one of the server's loops, which would wait for itself.
         """
-        if any(loop.is_in_loop_thread() for loop in self.thread_pool.loops() if loop is not self.loop):
-            raise RuntimeError(f"join of {self!r} in one of its own I/O threads would never end")
+        for loop in self.thread_pool.loops():
+            if loop is not self.loop and loop.is_in_loop_thread():
+                raise RuntimeError(f"join of {self!r} in one of its own I/O threads would never end")
         deadline = None if timeout is None else time.monotonic() + timeout
         if not self.loop.is_in_loop_thread():
             self._stopped.wait(timeout)

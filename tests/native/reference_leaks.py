@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 import sys
 
 import pytest
@@ -23,6 +24,7 @@ _COUNTED = 4
 
 def references() -> int:
     """Return the number of references that there are, when all that can go has gone."""
+    re.purge()  # patterns with a port in them are never the same
     for _ in range(3):  # what finalizers let go may be a cycle again
         gc.collect()
     return int(sys.gettotalrefcount())
@@ -48,6 +50,7 @@ def pytest_runtest_protocol(item: pytest.Function, nextitem: pytest.Item | None)
     counts = [0] * (_COUNTED + 1)
     for i in range(_WARM_UPS + _COUNTED):
         item._initrequest()
+        item._report_sections.clear()  # what was logged, run by run
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
         if not all(report.passed for report in reports):
             break
