@@ -14,6 +14,9 @@ import gc
 import itertools
 import re
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
@@ -41,6 +44,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     random = [item for item in items if getattr(getattr(item, "obj", None), "is_hypothesis_test", False)]
     config.hook.pytest_deselected(items=random)
     items[:] = [item for item in items if item not in random]
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Return a folder of which pytest remembers nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @pytest.hookimpl(tryfirst=True)
