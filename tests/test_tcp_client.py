@@ -131,6 +131,7 @@ def enter(client: TcpClient, state: str) -> None:
     if state == "going down":
         client.disconnect()
         eventually(lambda: is_in(client, state))
+    settle(client.loop)  # whom it tells of the state has been told
 
 
 def is_in(client: TcpClient, state: str) -> bool:
