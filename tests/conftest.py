@@ -266,26 +266,33 @@ class Received:
     """Bytes that a loop's thread adds to while the test looks at them; without a GIL a bytearray does not bear that."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        self._bytes = bytearray()
+        self._lock = threading.Lock()
 
     def extend(self, data: bytes) -> None:
-        self._pieces.append(bytes(data))
+        with self._lock:
+            self._bytes += data
 
     def __iadd__(self, data: bytes) -> Received:
         self.extend(data)
         return self
 
+    def __getitem__(self, part: slice) -> bytes:
+        with self._lock:
+            return bytes(self._bytes[part])
+
     def __bytes__(self) -> bytes:
-        return b"".join(self._pieces.copy())
+        return self[:]
 
     def __len__(self) -> int:
-        return len(bytes(self))
+        with self._lock:
+            return len(self._bytes)
 
     def __contains__(self, part: bytes) -> bool:
-        return part in bytes(self)
+        return part in self[:]
 
     def endswith(self, end: bytes) -> bool:
-        return bytes(self).endswith(end)
+        return self[:].endswith(end)
 
 
 def receive_exactly(sock: socket.socket, count: int) -> bytes:

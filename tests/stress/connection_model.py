@@ -12,12 +12,11 @@ import functools
 import logging
 import random
 import socket
-import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
-from conftest import call_in_loop, eventually, reset
+from conftest import Received, call_in_loop, eventually, reset
 from pymuduo import Buffer, TcpClient, TcpConnection
 
 T = TypeVar("T")
@@ -35,27 +34,6 @@ NEXT = {
     "down": {"close"},
     "close": set(),
 }
-
-
-class SharedBytes:
-    """Bytes that a loop's thread adds to while the test looks at them: a bytearray alone is not safe without a GIL."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-        self._lock = threading.Lock()
-
-    def __iadd__(self, more: bytes) -> SharedBytes:
-        with self._lock:
-            self._bytes += more
-        return self
-
-    def __len__(self) -> int:
-        with self._lock:
-            return len(self._bytes)
-
-    def __getitem__(self, part: slice) -> bytes:
-        with self._lock:
-            return bytes(self._bytes[part])
 
 
 class DeliberateError(Exception):
@@ -116,7 +94,7 @@ class LibraryEnd:
         self.sure = 0  # so many of them must arrive, unless the connection is broken
         self.completed = 0  # bytes sent, at the last write-complete
         self.mark = ""  # the last one that was called
-        self.received = SharedBytes()
+        self.received = Received()
         self.checked = 0
         self.left = b""  # in the input buffer by the last message callback
         self.answer = b""  # to be sent by the next message callback
@@ -276,7 +254,7 @@ class SocketEnd:
         sock.setblocking(False)
         self.socket = sock
         self.sent = bytearray()
-        self.received = SharedBytes()
+        self.received = Received()
         self.checked = 0
         self.has_shut_down = False
         self.has_seen_end = False
