@@ -230,16 +230,21 @@ def test_a_loop_in_a_thread_that_can_not_wait_ends_with_its_connections_and_the_
 def test_a_server_that_can_not_be_made_or_run_says_so_and_leaves_nothing(server, kind):
     """Neither the socket nor the loops: its own and one in a thread."""
     with server.in_use():
-        for which in itertools.count(1):
+        which = 0
+        while True:
             before = len(server.said())
-            server.tell("arm", kind, which, 0, 0, errno.EMFILE, 0)
+            server.tell("arm", kind, which + 1, 0, 0, errno.EMFILE, 0)
             error = server.tell("new_server")
-            if server.tell("disarm")["struck"] == 0:
+            struck = server.tell("disarm")["struck"]
+            if server.tell("errors"):  # it struck the base loop on its way back to wait from the last order: again
+                continue
+            if struck == 0:
                 break
+            which += 1
             # The end of a loop in a thread, or a channel that can't be taken out, is told in the log.
             told = error or server.said()[before:]
             reasons = (f"[Errno {errno.EMFILE}]", os.strerror(errno.EMFILE), "has no local address")
             assert any(reason in told for reason in reasons), told
             eventually(server.is_clean)
-        assert which > 1
+        assert which > 0
         assert error == ""
