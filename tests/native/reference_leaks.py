@@ -17,8 +17,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+from _pytest.nodes import Node
 from _pytest.runner import runtestprotocol
 
 _WARM_UPS = 4
@@ -53,15 +55,26 @@ def tmp_path() -> Iterator[Path]:
         yield Path(folder)
 
 
+class _Sibling:
+    """Stands for a test that comes next and shares all fixtures with this one but those of the test itself."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self._chain = item.listchain()[:-1]
+
+    def listchain(self) -> list[Node]:
+        return self._chain
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Function, nextitem: pytest.Item | None) -> bool:
     """Run a test several times, and judge what is left each time."""
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    sibling = cast("pytest.Item", _Sibling(item))  # of which nothing else is asked
     counts = [0] * (_COUNTED + 1)
     for i in range(_WARM_UPS + _COUNTED):
         item._initrequest()
         item._report_sections.clear()  # what was logged, run by run
-        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        reports = runtestprotocol(item, log=False, nextitem=sibling)  # a module's fixtures stay, run by run
         if not all(report.passed for report in reports):
             break
         if i >= _WARM_UPS - 1:
@@ -71,6 +84,7 @@ def pytest_runtest_protocol(item: pytest.Function, nextitem: pytest.Item | None)
         if min(left) > 0:
             reports[1].outcome = "failed"
             reports[1].longrepr = f"leaves references behind, run by run: {left}"
+    item.session._setupstate.teardown_exact(nextitem)
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)

@@ -11,12 +11,23 @@ import pytest
 
 TESTS = """
 import ctypes
+import pytest
+
+made = []
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made.append("once")
+    return tmp_path_factory.mktemp("folder")
 
 def test_that_takes_one_reference_too_many():
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(None))
 
 def test_that_leaves_nothing():
     [object() for _ in range(1000)]
+
+def test_that_shares_what_is_made_once_for_the_module(folder):
+    assert made == ["once"]
 """
 
 
@@ -33,5 +44,5 @@ def test_one_reference_left_behind_is_found(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert "1 failed, 1 passed" in done.stdout
+    assert "1 failed, 2 passed" in done.stdout
     assert "leaves references behind, run by run: [1, 1, 1, 1]" in done.stdout
