@@ -206,6 +206,15 @@ def running_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if not thread.name.startswith("pymuduo-resolver")}
 
 
+@pytest.fixture
+def switch_often() -> Iterator[None]:
+    """Let the interpreter switch threads as often as it can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
 @pytest.fixture(autouse=True)
 def free_threads() -> Iterator[None]:
     """Fail a test after which a free-threaded interpreter has its GIL back: what came next would prove nothing."""
@@ -252,12 +261,7 @@ def nothing_left_behind(no_errors_logged: None) -> Iterator[None]:
 
 
 def memory_bytes(pid: int | str = "self", *, peak: bool = False) -> int:
-    """Return how much memory a process has in use, or the most that it has had.
-
-    Under AddressSanitizer, which keeps what has been freed, the test is skipped.
-    """
-    if "libasan" in os.environ.get("LD_PRELOAD", ""):
-        pytest.skip("AddressSanitizer keeps what has been freed")
+    """Return how much memory a process has in use, or the most that it has had; see the mark ``measures_memory``."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:" if peak else "VmRSS:")[2].split()[0]) * 1024
 

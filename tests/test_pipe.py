@@ -222,6 +222,7 @@ def test_it_may_be_made_in_a_message_callback_whose_rest_goes_on(ends_of):
 # --- bounds ---
 
 
+@pytest.mark.measures_memory
 def test_a_slow_reader_holds_the_sender_up_and_costs_no_memory(couple):
     ends, coupled = couple()
     block = os.urandom(MIB)

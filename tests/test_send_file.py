@@ -241,6 +241,7 @@ def test_a_loop_that_is_closed_lets_go_of_files(big_file, pair):
     assert isinstance(told[0], ConnectionError)
 
 
+@pytest.mark.measures_memory
 def test_the_memory_does_not_grow_with_the_file(serve, tmp_path):
     path = tmp_path / "sparse"
     with path.open("wb") as file:

@@ -338,6 +338,7 @@ def test_a_member_who_does_not_read_is_disconnected_and_holds_nobody_up(path: st
         server.wait_for_log("[0-9]+ bytes unsent, max_output_bytes is 1048576; .* is cut off")
 
 
+@pytest.mark.measures_memory
 @pytest.mark.parametrize("path", SERVERS)
 def test_who_floods_and_who_does_not_read_cost_bounded_memory(path: str) -> None:
     with running(path, "--threads", "2") as server, contextlib.ExitStack() as stack:

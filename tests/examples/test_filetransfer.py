@@ -107,6 +107,7 @@ def test_a_file_that_is_not_there_any_more_ends_the_connection_and_is_logged(pat
         eventually(lambda: descriptor_count(server) == before)
 
 
+@pytest.mark.measures_memory
 def test_the_simple_one_refuses_what_is_too_big_for_it(big: Path) -> None:
     with running(PROGRAMS[0], str(big)) as server, server.connect() as peer:
         assert receive_all(peer) == b""
@@ -147,6 +148,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_no_descriptor(path: str, song
             assert sha256_of_stream(peer) == sha256_of(song)
 
 
+@pytest.mark.measures_memory
 @pytest.mark.parametrize("path", FRUGAL)
 def test_memory_stays_flat_however_big_the_file_and_however_slow_the_client(path: str, big: Path) -> None:
     with running(path, str(big)) as server:
@@ -160,6 +162,7 @@ def test_memory_stays_flat_however_big_the_file_and_however_slow_the_client(path
         assert server.peak_bytes - before < FRUGAL_BYTES
 
 
+@pytest.mark.measures_memory
 def test_the_simple_one_keeps_the_whole_file_for_each_client(tmp_path: Path) -> None:
     size, count = 30 << 20, 3
     path = tmp_path / "film"

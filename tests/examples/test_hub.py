@@ -105,6 +105,7 @@ def test_what_pub_publishes_sub_prints(threads: str) -> None:
             assert "Traceback" not in listener.err
 
 
+@pytest.mark.measures_memory
 def test_pub_reads_a_big_input_at_the_pace_of_the_hub() -> None:
     with hub() as server, pub(server, "bulk", "-") as publisher, Peer(server, "bulk") as listener:
         publisher.type("begin")
@@ -300,6 +301,7 @@ def test_a_slow_subscriber_is_dropped_and_the_others_get_everything(threads: str
         other.is_in()
 
 
+@pytest.mark.measures_memory
 def test_last_messages_take_no_more_memory_than_they_may() -> None:
     content = "x" * 65_000
     with hub() as server, Peer(server) as publisher:
@@ -527,6 +529,7 @@ def test_what_is_strange_at_the_engine_reaches_nobody(engine: Engine) -> None:
             listener.is_in()
 
 
+@pytest.mark.measures_memory
 def test_an_engine_that_hangs_fills_no_memory_and_holds_nobody_up(engine: Engine) -> None:
     content = "x" * 65_000
     with hub("--bridge", engine.url) as one, hub("--bridge", engine.url) as other:

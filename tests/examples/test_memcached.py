@@ -202,6 +202,7 @@ def test_everybody_sees_whole_values_while_they_change() -> None:
 # --- memory ---
 
 
+@pytest.mark.measures_memory
 @pytest.mark.parametrize("threads", ["0", "2"])
 def test_the_memory_limit_holds_and_what_is_used_stays(threads: str) -> None:
     with running("memcached/server.py", "--memory", "8", "--threads", threads) as server, client_of(server) as client:
@@ -284,6 +285,7 @@ def test_rubbish_is_an_error_line_by_line_and_one_without_an_end_is_cut_off() ->
             assert client.set("a", "1")
 
 
+@pytest.mark.measures_memory
 def test_too_large_a_block_is_thrown_away_and_the_next_request_answered() -> None:
     with running("memcached/server.py") as server, server.connect() as peer:
         before = memory_bytes(server.process.pid)
@@ -296,6 +298,7 @@ def test_too_large_a_block_is_thrown_away_and_the_next_request_answered() -> Non
         assert memory_bytes(server.process.pid) - before < 20 * MIB
 
 
+@pytest.mark.measures_memory
 @pytest.mark.parametrize("request_form", ["one line of many keys", "many lines"])
 @pytest.mark.parametrize("threads", ["0", "2"])
 def test_who_asks_for_gigabytes_and_does_not_read_holds_nobody_up(request_form: str, threads: str) -> None:
@@ -314,6 +317,7 @@ def test_who_asks_for_gigabytes_and_does_not_read_holds_nobody_up(request_form: 
             assert memory_bytes(server.process.pid) - before < 40 * MIB
 
 
+@pytest.mark.measures_memory
 def test_who_pipelines_large_gets_and_does_not_read_costs_a_few_of_them() -> None:
     connections, value = 30, os.urandom(MIB - 1000)
     with running("memcached/server.py") as server, client_of(server) as client, contextlib.ExitStack() as stack:

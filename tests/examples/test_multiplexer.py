@@ -163,6 +163,7 @@ def test_a_client_without_a_backend_is_closed() -> None:
         demux.wait_for_log("no backend for")
 
 
+@pytest.mark.measures_memory
 def test_a_client_that_stops_reading_holds_the_others_up_for_a_while_and_no_longer(chain: Chain) -> None:
     before = chain.mux.peak_bytes, chain.demux.peak_bytes
     with chain.mux.connect() as stuck, chain.mux.connect() as other:
@@ -271,6 +272,7 @@ def test_a_client_that_is_reset_is_reported_down() -> None:
         assert read_frame(link) == (0, b"CONN 1 FROM %b IS DOWN\r\n" % name)
 
 
+@pytest.mark.measures_memory
 def test_a_link_that_is_not_read_slows_the_clients_down() -> None:
     with mux_before_us("--threads", "1") as (mux, link), mux.connect() as peer:
         before = mux.peak_bytes

@@ -295,6 +295,7 @@ def test_who_left_in_the_moment_of_a_push_does_not_get_the_element() -> None:
         assert r.llen("l") == 1
 
 
+@pytest.mark.measures_memory
 def test_what_is_asked_behind_a_waiting_command_has_a_limit_and_is_answered_in_the_end() -> None:
     request, reply = encode(b"ECHO", b"x" * 65_536), b"$65536\r\n%b\r\n" % (b"x" * 65_536)
     with running("redis/server.py") as server, client(server) as r, server.connect() as waiter:
@@ -322,6 +323,7 @@ def test_what_comes_behind_a_waiting_command_is_answered_after_it() -> None:
 # --- peers that mean harm, or read slowly ---
 
 
+@pytest.mark.measures_memory
 def test_a_subscriber_who_never_reads_is_cut_off(server: Program) -> None:
     with client(server) as r, server.connect() as sleeper:
         sleeper.sendall(b"SUBSCRIBE news\r\n")
@@ -336,6 +338,7 @@ def test_a_subscriber_who_never_reads_is_cut_off(server: Program) -> None:
         assert server.peak_bytes - before < 100 * MEBIBYTE  # of 200; malloc keeps some of what it was given back
 
 
+@pytest.mark.measures_memory
 def test_who_asks_for_much_and_does_not_read_costs_little_and_gets_it_all_later() -> None:
     with running("redis/server.py") as server, client(server) as r, server.connect() as sleeper:
         value = b"x" * MEBIBYTE

@@ -91,6 +91,7 @@ def receive_into(peer: socket.socket, block: memoryview) -> None:
         at += count
 
 
+@pytest.mark.measures_memory
 @pytest.mark.parametrize(
     ("path", "size"),
     [

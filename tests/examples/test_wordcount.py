@@ -9,6 +9,8 @@ import socket
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from conftest import receive_all
 from programs import Program
 
@@ -69,6 +71,7 @@ def test_an_empty_file_is_no_words(tmp_path: Path) -> None:
     assert out.read_bytes() == b""
 
 
+@pytest.mark.measures_memory
 def test_a_receiver_that_does_not_read_holds_up_the_hasher_in_bounded_memory(tmp_path: Path) -> None:
     text = tmp_path / "text"
     line = b" ".join(os.urandom(8).hex().encode() for _ in range(1000)) + b"\n"

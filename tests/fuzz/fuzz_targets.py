@@ -15,6 +15,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from google.protobuf.struct_pb2 import ListValue
 
@@ -407,6 +408,14 @@ def fuzz_proxy_header(data: bytes) -> None:
 # --- addresses -------------------------------------------------------------------------------------------------------
 
 
+def _only_numbers(host: str, port: int, family: int, kind: int) -> list[Any]:
+    """Look an address up as ``getaddrinfo`` does, but no name: nobody is asked."""
+    return _look_up(host, port, family, kind, flags=socket.AI_NUMERICHOST)
+
+
+_look_up = socket.getaddrinfo
+
+
 def fuzz_addresses(data: bytes) -> None:
     """An address is made or refused; made, it says what it is, and what it says makes it again."""
     text = data[2:].decode("utf-8", "surrogateescape")
@@ -422,6 +431,10 @@ def fuzz_addresses(data: bytes) -> None:
         check(again == address, "another address from its own text")
         check(hash(again) == hash(address), "hash")
         check(InetAddress.parse(address.ip_port).port == port, "parse")
+    with mock.patch.object(socket, "getaddrinfo", _only_numbers), contextlib.suppress(ValueError):
+        parsed = InetAddress.parse(text)
+        again = InetAddress.parse(parsed.ip_port)
+        check((again.ip, again.port) == (parsed.ip, parsed.port), "another address when parsed again")
     for make in (UnixAddress, UnixAddress.abstract):
         try:
             unix = make(data)

@@ -1,6 +1,6 @@
 """Runs the tests under valgrind's memory checker, and fails if compiled code of ours touches what is not its own.
 
-    python tests/native/under_valgrind.py [tests/test_buffer.py …]         every file if none is named; an hour or so
+    python tests/native/under_valgrind.py [tests/test_buffer.py …]         every file if none is named; some two hours
 
 Judged are reads and writes beside memory or after its end, wrong frees, and overlapping copies, with one of our
 functions among the innermost ones. Values that nobody has set are not: CPython 3.11 multiplies such a one by zero when
@@ -39,22 +39,27 @@ def check(path: Path) -> bool:
     with tempfile.NamedTemporaryFile("r", suffix=".valgrind") as log:
         options = ["--undef-value-errors=no", "--fair-sched=yes", "--num-callers=20", f"--log-file={log.name}"]
         tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=1200", str(path)]
-        done = subprocess.run(
-            ["valgrind", *options, *tests],
-            env=os.environ | {"PYTHONMALLOC": "malloc"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_MINUTES * 60,
-        )
+        try:
+            done = subprocess.run(
+                ["valgrind", *options, *tests],
+                env=os.environ | {"PYTHONMALLOC": "malloc"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=_MINUTES * 60,
+            )
+            ended, told = done.returncode, done.stdout
+        except subprocess.TimeoutExpired as e:
+            ended, told = None, e.stdout or b""
         reports = reports_of_ours(log.read())
     # 5: no test left to run, as when all of a file's are for the other build.
-    print(f"{path.relative_to(TESTS.parent)}: exit code {done.returncode}, {len(reports)} reports", flush=True)
+    end = f"not ended after {_MINUTES} minutes" if ended is None else f"exit code {ended}"
+    print(f"{path.relative_to(TESTS.parent)}: {end}, {len(reports)} reports", flush=True)
     for report in reports:
         print(report)
-    if done.returncode not in {0, 5}:
-        print(done.stdout[-4000:])
-    return not reports and done.returncode in {0, 5}
+    if ended not in {0, 5}:
+        print(told[-4000:].decode(errors="replace"))
+    return not reports and ended in {0, 5}
 
 
 def main() -> int:

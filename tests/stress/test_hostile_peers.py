@@ -127,6 +127,7 @@ def test_who_asks_for_much_and_never_reads_is_cut_off(serve, way):
         assert is_served(server)
 
 
+@pytest.mark.measures_memory
 def test_who_never_reads_costs_no_memory_beyond_the_limit(serve):
     """Fifty who each ask for thirty-two times as much as may wait for them."""
     limit, size = MIB, MIB // 4

@@ -91,6 +91,7 @@ class AllocatorFigures(ctypes.Structure):
     ]
 
 
+@pytest.mark.measures_memory
 def test_a_client_that_comes_back_in_tls_costs_no_memory(serve):
     """Not even such as the interpreter does not count, as that of an SSL library."""
     figures = getattr(ctypes.CDLL(None), "mallinfo2", None)
