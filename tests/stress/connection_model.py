@@ -94,6 +94,8 @@ class LibraryEnd:
         self.sure = 0  # so many of them must arrive, unless the connection is broken
         self.completed = 0  # bytes sent, at the last write-complete
         self.mark = ""  # the last one that was called
+        self.had_left = 0  # bytes that had left by a moment behind which the next mark is reached
+        self.high_again_behind = -1  # more bytes than that have left before the high-water mark is reached again
         self.received = Received()
         self.checked = 0
         self.left = b""  # in the input buffer by the last message callback
@@ -101,6 +103,7 @@ class LibraryEnd:
         self.is_reading = True
         self.raises = ""  # the callback that is to raise
         self.has_shut_down = False  # somebody has ended its output in good order
+        self.may_miss_end = False  # of the peer's stream: see ``note_deafness``
         self.refuses = False  # sends, from now on
         self.needs_no_help = False  # to go down: it was closed by force, or its peer was
 
@@ -134,7 +137,7 @@ class LibraryEnd:
     def on_connection(self, connection: TcpConnection) -> None:
         self.connection = connection
         if self.is_half_open:
-            connection.peer_shutdown_callback = lambda c: self.on_peer_shutdown()
+            self.stay_half_open()
         assert connection.connected == (self.stage == "new")
         self.note("up" if self.stage == "new" else "down")
 
@@ -165,6 +168,9 @@ class LibraryEnd:
 
     def on_high_water_mark(self, unsent: int) -> None:
         assert unsent >= HIGH
+        if self.connection.layer is None:  # TLS counts what it has encrypted as sent, and as unsent too
+            assert self.connection.bytes_sent > self.high_again_behind, "high water again, and too little has left"
+            self.high_again_behind = self.had_left + unsent - HIGH
         self.mark = "high"
         self.note("high")
 
@@ -175,8 +181,10 @@ class LibraryEnd:
 
     # --- what it is told to do; from any thread ---
 
-    def send_in_loop(self, data: bytes | Buffer) -> bool:
+    def send_in_loop(self, data: bytes | memoryview | Buffer) -> bool:
         """Send; the loop's thread, where a water mark that is reached is called before anything that comes later."""
+        # A mark that is called behind this functor is reached behind this moment.
+        self.connection.loop.queue_in_loop(setattr, self, "had_left", self.connection.bytes_sent)
         accepted = self.connection.send(data)
         if accepted and self.connection.output_size >= HIGH:
             self.connection.loop.queue_in_loop(self.expect_high_water)
@@ -188,6 +196,7 @@ class LibraryEnd:
     def stop_read(self) -> None:
         self.connection.stop_read()
         self.in_loop(lambda: setattr(self, "is_reading", False))
+        self.note_deafness()
 
     def start_read(self) -> None:
         self.in_loop(lambda: setattr(self, "is_reading", True))
@@ -199,12 +208,26 @@ class LibraryEnd:
             call_in_loop(self.connection.loop, fn)
 
     def shut_down(self) -> None:
-        self.has_shut_down = True
+        self.note_shut_down()
         if self.client is None:
             self.connection.shutdown()
             self.refuses = True
         else:
             self.client.disconnect()
+
+    def note_shut_down(self) -> None:
+        """Note that it sends no more: it was told so here, or its server is stopping in good order."""
+        self.has_shut_down = True
+        self.note_deafness()
+
+    def note_deafness(self) -> None:
+        """Excuse one that has ended its output and does not read: the peer's FIN closes it without another word."""
+        self.may_miss_end |= self.has_shut_down and not self.is_reading
+
+    def stay_half_open(self) -> None:
+        """Outlive the end of the peer's stream from now on; the loop's thread."""
+        self.is_half_open = True
+        self.connection.peer_shutdown_callback = lambda c: self.on_peer_shutdown()
 
     def leave(self) -> None:
         self.needs_no_help = True
@@ -228,6 +251,11 @@ class LibraryEnd:
         """Return how many bytes have come."""
         return len(self.received)
 
+    @property
+    def owes_an_error(self) -> bool:
+        """Whether a callback that was to raise has not been called, and nothing excuses that."""
+        return bool(self.raises) and not (self.raises == "end of stream" and self.may_miss_end)
+
     def is_told_of_all(self) -> bool:
         """Whether the last callbacks of its output have run."""
         return self.completed >= self.sure and self.mark != "high"
@@ -241,6 +269,8 @@ class LibraryEnd:
             assert self.connection.error is None, f"ended by {self.connection.error!r}"
             assert self.connection.bytes_received == len(self.received)
             assert self.sure <= self.connection.bytes_sent <= len(self.sent)
+            if self.is_half_open and not self.may_miss_end:
+                assert self.counts["end of stream"] == 1, "the end of the peer's stream was not told"
 
 
 class SocketEnd:
@@ -249,6 +279,7 @@ class SocketEnd:
     is_half_open = True
     is_reading = True
     needs_no_help = False
+    owes_an_error = False
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -330,6 +361,7 @@ class Pair:
         self.client = client
         self.ends: tuple[End, End] = (server, client)
         self.is_broken = False  # somebody has ended it by force: what is on its way may be lost
+        self.is_cut_short = False  # its server was stopped by force: what was to happen may not
 
     def other(self, end: End) -> End:
         return self.client if end is self.server else self.server
@@ -367,6 +399,7 @@ class Pair:
 
     def note_send(self, end: LibraryEnd, data: bytes, is_accepted: bool, is_sure: bool) -> None:
         if not is_accepted:
+            self.reports.check()  # what a callback has found broken ends its connection
             assert self.is_broken or self.ends_output(end), "a send was refused"
             return
         assert not end.refuses, "a send was accepted after the end"
@@ -400,6 +433,7 @@ class Pair:
         self.wait_for(self.is_over, "it never went down")
         for end in self.ends:
             end.check_end(self.is_broken)
+            assert self.is_cut_short or not end.owes_an_error, "a callback that was to raise was not called"
         self.let_go()
 
     def is_over(self) -> bool:

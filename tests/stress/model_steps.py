@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable
 
 from conftest import PATIENCE_S, call_in_loop
-from connection_model import STREAM, End, LibraryEnd, Pair, Reports, SocketEnd, in_this_thread
+from connection_model import HIGH, STREAM, End, LibraryEnd, Pair, Reports, SocketEnd, in_this_thread
 from pymuduo import Buffer, EventLoop, Timer
 
 SOON_S = 0.005
+BUFFERED = 64_000_000  # more than the kernel buffers at both ends of a connection
 
 
 # --- ways to send ---
@@ -20,7 +21,7 @@ def changed_afterwards(end: LibraryEnd, data: bytes) -> bool:
     copy = bytearray(data)
 
     def send() -> bool:
-        accepted = end.connection.send(memoryview(copy))
+        accepted = end.send_in_loop(memoryview(copy))
         copy[:] = bytes(len(copy))
         return accepted
 
@@ -76,6 +77,13 @@ def shuts_down(pair: Pair, end: End) -> None:
     end.shut_down()
 
 
+def shuts_down_behind_output(pair: Pair, end: End) -> None:
+    end = end if isinstance(end, LibraryEnd) else pair.server
+    pair.other(end).stop_read()
+    send_above_high_water(pair, end)
+    end.shut_down()
+
+
 def leaves(pair: Pair, end: End) -> None:
     pair.is_broken = True
     end.leave()
@@ -124,35 +132,64 @@ def is_ended_by_many(pair: Pair, end: End) -> None:
     end.refuses = True
 
 
+RAISING = ("message", "write-complete", "high", "low", "end of stream", "down", "close")
+
+
 def raises_in(what: str) -> Callable[[Pair, End], None]:
     """Return what makes that callback raise, and sees to it that it is called."""
 
     def ends(pair: Pair, end: End) -> None:
         end = end if isinstance(end, LibraryEnd) else pair.server
+        other = pair.other(end)
+        end.start_read()
+        if what == "high":  # it may have been reached already
+            other.start_read()
+            pair.settle()
         pair.is_broken = True
         end.in_loop(lambda: setattr(end, "raises", what))
-        end.start_read()
-        other = pair.other(end)
-        pair.send(end, STREAM if what == "write-complete" else STREAM * 50, in_a_functor)
+        if what in ("high", "low"):
+            other.stop_read()
+            send_above_high_water(pair, end)
+            if what == "low":
+                other.start_read()
+        else:
+            pair.send(end, STREAM, in_a_functor)
         if isinstance(other, SocketEnd):
             other.send(STREAM[:100])
         else:
             pair.send(other, STREAM[:100], in_this_thread)
-        if what in ("down", "close"):
+        if what == "end of stream":
+            end.in_loop(end.stay_half_open)
+            other.shut_down()
+        elif what in ("down", "close"):
             end.leave()
 
     ends.__name__ = f"raises_in_{what}".replace(" ", "_").replace("-", "_")
     return ends
 
 
+def send_above_high_water(pair: Pair, end: LibraryEnd) -> None:
+    """Send to a peer that does not read until the kernel takes no more, and the high-water mark is reached."""
+
+    def send() -> list[bool]:
+        accepted: list[bool] = []
+        while end.connection.output_size < HIGH and len(accepted) < BUFFERED // len(STREAM):
+            accepted.append(end.send_in_loop(STREAM))
+        return accepted
+
+    for is_accepted in call_in_loop(end.connection.loop, send):
+        pair.note_send(end, STREAM, is_accepted, is_sure=pair.is_healthy)
+
+
 WAYS_TO_END = (
     shuts_down,
+    shuts_down_behind_output,
     leaves,
     resets,
     shuts_down_within_a_time,
     closes_with_delay,
     is_ended_by_many,
-    *[raises_in(what) for what in ("message", "write-complete", "high", "low", "end of stream", "down", "close")],
+    *map(raises_in, RAISING),
 )
 
 
