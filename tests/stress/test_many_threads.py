@@ -1,4 +1,8 @@
-"""Every door hammered from eight threads, with the interpreter switching threads as often as it can."""
+"""Doors hammered from eight threads, with the interpreter switching threads as often as it can.
+
+Here are those of loops, connections, servers and clients, alone and together; the others are in ``test_doors``, and so
+is the test that none is missing.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,9 +26,12 @@ from pymuduo import (
     ConnectionLimits,
     ConnectionState,
     EventLoop,
+    EventLoopThread,
     IdleTimeouts,
     InetAddress,
+    LoopStats,
     ProxyProtocol,
+    ServerStats,
     TcpClient,
     TcpConnection,
     TcpServer,
@@ -38,13 +45,7 @@ THREADS = 8
 EVERYBODY = range(THREADS)
 Serve = Callable[..., Any]
 
-
-@pytest.fixture(autouse=True)
-def switch_often() -> Iterator[None]:
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
+pytestmark = pytest.mark.usefixtures("switch_often")
 
 
 def in_threads(work: Callable[[int], object]) -> None:
@@ -116,6 +117,67 @@ def functors_run_once_each_and_in_order(door: Callable[..., None], serve: Serve,
         assert [entry for entry in ran if entry[0] == i] == [(i, n, True) for n in range(count)]
 
 
+def posts_say_whether_they_run(door: Callable[..., bool], serve: Serve, loop: EventLoop) -> None:
+    """The loop is closed while eight threads post: what it took has run once, in order, and the rest never."""
+    for _ in range(10):
+        ran: list[tuple[int, int]] = []
+        taken: list[list[tuple[int, int]]] = [[] for _ in EVERYBODY]
+        thread = EventLoopThread(name="brief")
+        brief = thread.start_loop()
+        all_have_begun = threading.Barrier(THREADS + 1)
+        is_closed = threading.Event()
+
+        def work(
+            i: int,
+            brief: EventLoop = brief,
+            ran: list[tuple[int, int]] = ran,
+            taken: list[list[tuple[int, int]]] = taken,
+            all_have_begun: threading.Barrier = all_have_begun,
+            is_closed: threading.Event = is_closed,
+        ) -> None:
+            for n in range(1000):
+                if n == 100:
+                    all_have_begun.wait(PATIENCE_S)  # from here on it may be closed
+                if not door(brief, ran.append, ((i, n),)):
+                    break
+                taken[i].append((i, n))
+            assert is_closed.wait(PATIENCE_S)
+            assert not door(brief, ran.append, ((i, -1),))
+
+        user = threading.Thread(target=in_threads, args=(work,))
+        user.start()
+        all_have_begun.wait(PATIENCE_S)
+        assert thread.stop(PATIENCE_S)
+        is_closed.set()
+        user.join()
+        for i in EVERYBODY:
+            assert [entry for entry in ran if entry[0] == i] == taken[i]
+
+
+def a_loops_stats_only_grow_and_are_exact_in_the_end(
+    door: Callable[..., LoopStats], serve: Serve, loop: EventLoop
+) -> None:
+    count = 1000
+    settle(loop)
+    before = call_in_loop(loop, loop.stats)
+
+    def work(i: int) -> None:
+        last = door(loop)
+        for _ in range(count):
+            loop.queue_in_loop(int)
+            stats = door(loop)
+            for now, then in zip(stats[:-1], last[:-1], strict=True):
+                assert now >= then
+            last = stats
+
+    in_threads(work)
+    settle(loop)
+    after = call_in_loop(loop, loop.stats)
+    assert after.functors == before.functors + THREADS * count + 3  # with the two of settle, and the one that asks
+    assert after.pending_functors == 0
+    assert after.wakeups - before.wakeups <= after.iterations - before.iterations
+
+
 def timers_expire_once_each(door: Callable[..., Timer], serve: Serve, loop: EventLoop) -> None:
     count = 1000
     fired: list[tuple[int, int]] = []
@@ -173,13 +235,19 @@ def timers_cancelled_in_the_loop_are_never_called_again(
     numbers = itertools.count()
     all_set = threading.Barrier(THREADS)
 
+    def cancel(timer: Timer) -> None:
+        if door is EventLoop.cancel:
+            door(loop, timer)
+        else:
+            door(timer)
+
     def fire(number: int) -> None:
         fired.append(number)
         if number in cancelled:
             too_late.append(number)
 
     def cancel_in_loop(number: int, timer: Timer) -> None:
-        door(loop, timer)
+        cancel(timer)
         cancelled.add(number)
 
     def work(i: int) -> None:
@@ -196,8 +264,8 @@ def timers_cancelled_in_the_loop_are_never_called_again(
         mine = timers[:]
         rng.shuffle(mine)
         for _, timer in mine[:count]:
-            door(loop, timer)
-            timer.cancel()
+            cancel(timer)
+            cancel(timer)
         for number, timer in mine:
             if number % THREADS == i:
                 loop.run_in_loop(cancel_in_loop, number, timer)
@@ -401,6 +469,84 @@ def a_server_stopped_by_many_stops(door: Callable[..., None], serve: Serve, loop
             client.close()
 
 
+def a_server_joined_by_many_has_ended_for_all_of_them(door: Callable[..., bool], serve: Serve, loop: EventLoop) -> None:
+    for _ in range(10):
+        own: list[threading.Thread] = []
+        server = call_in_loop(loop, lambda: TcpServer(loop, InetAddress.loopback(0), "many"))
+        server.thread_num = 2
+        server.thread_init_callback = lambda one, own=own: own.append(threading.current_thread())
+        server.start()
+        settle(loop)
+        all_but_last = threading.Barrier(THREADS)
+        with socket.create_connection(("127.0.0.1", server.address.port), timeout=PATIENCE_S):
+
+            def work(
+                i: int,
+                server: TcpServer = server,
+                own: list[threading.Thread] = own,
+                all_but_last: threading.Barrier = all_but_last,
+            ) -> None:
+                assert not door(server, 0)
+                all_but_last.wait(PATIENCE_S)
+                if i == 0:
+                    server.stop(0)
+                assert door(server, PATIENCE_S)
+                assert server.is_stopped
+                assert server.connection_count == 0
+                assert not any(thread.is_alive() for thread in own)
+
+            in_threads(work)
+            assert len(own) == 2
+
+
+def a_servers_stats_only_grow_and_are_exact_in_the_end(
+    door: Callable[..., ServerStats], serve: Serve, loop: EventLoop
+) -> None:
+    count, size = 20, 100
+    server = serve(2, message_callback=lambda c, b, t: c.send(b))
+
+    def work(i: int) -> None:
+        last = door(server.server)
+        for n in range(1, count + 1):
+            with server.connect() as client:
+                client.sendall(bytes(size))
+                receive_exactly(client, size)
+                stats = door(server.server)
+                assert 1 <= stats.connections <= stats.accepted <= THREADS * count
+                assert stats.accepted >= n
+                for now, then in zip(stats[1:], last[1:], strict=True):
+                    assert now >= then
+                last = stats
+
+    in_threads(work)
+    eventually(lambda: server.server.connection_count == 0)
+    stats = door(server.server)
+    assert stats.accepted == THREADS * count
+    assert stats.bytes_received == stats.bytes_sent == THREADS * count * size
+    assert stats.connections == stats.refused == stats.failed == 0
+
+
+def clients_made_by_many_connect_once_each(door: type[TcpClient], serve: Serve, loop: EventLoop) -> None:
+    count = 10
+    server = serve(1)
+    events: dict[str, list[str]] = {f"{i} {n}": [] for i in EVERYBODY for n in range(count)}
+
+    def work(i: int) -> None:
+        for n in range(count):
+            with door(loop, InetAddress.loopback(server.port), f"{i} {n}") as client:
+                mine = events[client.name]
+                client.connection_callback = lambda c, mine=mine: mine.append("up" if c.connected else "down")
+                client.connect()
+                eventually(lambda mine=mine: mine)
+
+    in_threads(work)
+    settle(loop)
+    assert all(mine == ["up", "down"] for mine in events.values())
+    assert call_in_loop(loop, lambda: loop.timer_count) == 0
+    eventually(lambda: server.server.connection_count == 0)
+    assert server.server.stats().accepted == THREADS * count
+
+
 def a_client_told_by_many_to_connect_does_so_once(door: Callable[..., None], serve: Serve, loop: EventLoop) -> None:
     server = serve(1)
     for number in range(1, 11):
@@ -464,14 +610,52 @@ def a_client_told_by_many_to_stop_tries_no_more(door: Callable[..., None], serve
             assert len(failures) == tried
 
 
+def a_client_closed_by_many_has_ended_for_good(door: Callable[..., None], serve: Serve, loop: EventLoop) -> None:
+    """It would connect again by itself; and some of them tell it to, until they hear that it is closed."""
+    server = serve(1)
+    for round_number in range(20):
+        events: list[str] = []
+        failures: list[OSError] = []
+        target = nobody() if round_number % 4 == 3 else InetAddress.loopback(server.port)
+        client = TcpClient(loop, target, "many", retry=True, retry_delay_s=0.001, max_retry_delay_s=0.001)
+        client.connection_callback = lambda c, events=events: events.append("up" if c.connected else "down")
+        client.connect_failed_callback = lambda c, error, failures=failures: failures.append(error)
+        if round_number % 2:
+            client.connect()
+            eventually(lambda events=events, failures=failures: events or failures)
+
+        def work(i: int, client: TcpClient = client) -> None:
+            if i % 2 == 0:
+                with contextlib.suppress(RuntimeError):
+                    for _ in range(20):
+                        client.connect()
+            door(client)
+            with pytest.raises(RuntimeError, match="is closed"):
+                client.connect()
+            door(client)
+
+        in_threads(work)
+        settle(loop)
+        assert client.connection is None
+        assert events == ["up", "down"] * (len(events) // 2)
+        assert call_in_loop(loop, lambda: loop.timer_count) == 0
+        heard = len(events), len(failures)
+        eventually(lambda: server.server.connection_count == 0)
+        settle(loop)
+        assert (len(events), len(failures)) == heard
+
+
 DOORS: list[tuple[Any, Callable[..., None]]] = [
     (EventLoop.run_in_loop, functors_run_once_each_and_in_order),
     (EventLoop.queue_in_loop, functors_run_once_each_and_in_order),
+    (EventLoop.post, posts_say_whether_they_run),
     (EventLoop.run_at, timers_expire_once_each),
     (EventLoop.run_after, timers_expire_once_each),
     (EventLoop.run_every, timers_that_repeat_do_so_until_they_are_cancelled),
     (EventLoop.cancel, timers_cancelled_in_the_loop_are_never_called_again),
+    (Timer.cancel, timers_cancelled_in_the_loop_are_never_called_again),
     (EventLoop.quit, run_returns_after_every_quit),
+    (EventLoop.stats, a_loops_stats_only_grow_and_are_exact_in_the_end),
     (TcpConnection.send, sends_keep_their_order_and_lose_nothing),
     (TcpConnection.shutdown, what_was_sent_before_a_shutdown_arrives_and_then_the_end),
     (TcpConnection.force_close, a_connection_closed_by_many_ends_once),
@@ -480,9 +664,13 @@ DOORS: list[tuple[Any, Callable[..., None]]] = [
     (TcpConnection.stop_read, reading_goes_on_where_it_stopped),
     (TcpServer.start, a_server_started_by_many_starts_once),
     (TcpServer.stop, a_server_stopped_by_many_stops),
+    (TcpServer.join, a_server_joined_by_many_has_ended_for_all_of_them),
+    (TcpServer.stats, a_servers_stats_only_grow_and_are_exact_in_the_end),
+    (TcpClient, clients_made_by_many_connect_once_each),
     (TcpClient.connect, a_client_told_by_many_to_connect_does_so_once),
     (TcpClient.disconnect, a_client_told_by_many_to_disconnect_does_so_once),
     (TcpClient.stop, a_client_told_by_many_to_stop_tries_no_more),
+    (TcpClient.close, a_client_closed_by_many_has_ended_for_good),
 ]
 
 
