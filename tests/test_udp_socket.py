@@ -474,6 +474,22 @@ def test_a_socket_bound_by_somebody_else_is_taken_over(hear):
         eventually(lambda: heard.datagrams)
 
 
+def test_of_two_threads_that_connect_at_once_the_last_one_heard_is_the_peer(hear):
+    """The loop's own thread is heard at once, another one when the loop gets to it."""
+    udp, one, other = (hear(InetAddress.loopback(0)).udp for _ in range(3))
+    in_thread = threading.Thread(target=udp.connect, args=(one.address,))
+
+    def connect() -> None:
+        in_thread.start()
+        in_thread.join()
+        udp.connect(other.address)
+        assert udp.peer_address == other.address
+
+    call_in_loop(udp.loop, connect)
+    call_in_loop(udp.loop, lambda: None)
+    assert udp.peer_address == one.address
+
+
 def test_a_connected_one_that_is_taken_over_knows_its_peer(hear):
     target = hear(InetAddress.loopback(0))
     connected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

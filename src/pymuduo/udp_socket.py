@@ -496,6 +496,7 @@ class UdpSocket:
             self.peer_address = self._kernel_peer()
             number = e.errno or 0
             raise OSError(number, f"cannot connect to {address}: {os.strerror(number)}") from None
+        self.peer_address = address  # anew: of threads that choose at once, the last one heard has its way
         if self._queue:
             kept = [(data, to) for data, to in self._queue if to is not None]  # the rest was for the former peer
             self.dropped += len(self._queue) - len(kept)
