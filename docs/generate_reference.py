@@ -84,7 +84,7 @@ def names_in_all(module: Module) -> list[str]:
 
 
 def exported_modules() -> list[Module]:
-    """Return every module that holds an exported class, in alphabetical order, and the module of types."""
+    """Return every module that holds an exported class or function, in alphabetical order, and the module of types."""
     modules: dict[str, Module] = {}
     for name, where in imported_names(SOURCES / "__init__.py").items():
         package = SOURCES / where / "__init__.py"
@@ -181,9 +181,9 @@ def signature(module: Module, function: ast.FunctionDef, *, drop_first: bool) ->
 
 
 def constants(module: Module) -> Iterator[tuple[str, str]]:
-    """Yield the names and values of a module's constants."""
+    """Yield the names and values of a module's constants, such as ``1 << 20``."""
     for node in module.tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.BinOp)):
             yield ast.unparse(node.targets[0]), ast.unparse(node.value)
 
 
@@ -297,14 +297,23 @@ def page_of(module: Module) -> str:
     return f"{module.name.replace('.', '-')}.md"
 
 
+def exported_in(module: Module) -> list[ast.ClassDef | ast.FunctionDef]:
+    """Return the exported classes and functions of a module, in the order of the source."""
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return [node for node in module.tree.body if isinstance(node, kinds) and node.name in module.exported]
+
+
 def render_module(module: Module) -> str:
     """Return a module's page."""
     parts = [NOTE, f"# pymuduo.{module.name}", markdown(ast.get_docstring(module.tree))]
     if module.name == TYPES:
         parts.append(render_types(module))
-    for node in module.tree.body:
-        if isinstance(node, ast.ClassDef) and node.name in module.exported:
+    for node in exported_in(module):
+        if isinstance(node, ast.ClassDef):
             parts.append(render_class(module, node))
+        else:
+            call = code(node.name + signature(module, node, drop_first=False))
+            parts.append(f"## {node.name}\n\n{call}\n\n{markdown(ast.get_docstring(node))}")
     return "\n\n".join(parts).replace("-->\n\n\n", "-->\n\n") + "\n"
 
 
@@ -312,11 +321,10 @@ def render_index(modules: list[Module]) -> str:
     """Return the page that lists every exported name."""
     found = []
     for module in modules:
-        for node in module.tree.body:
-            if isinstance(node, ast.ClassDef) and node.name in module.exported:
-                first = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
-                first = re.split(r"(?<=\.) ", literals(first))[0]
-                found.append((node.name, f"- [`{node.name}`]({page_of(module)}#{node.name.lower()}): {first}"))
+        for node in exported_in(module):
+            first = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
+            first = re.split(r"(?<=\.) ", literals(first))[0]
+            found.append((node.name, f"- [`{node.name}`]({page_of(module)}#{node.name.lower()}): {first}"))
     rows = [row for _, row in sorted(found)]
     init = ast.parse((SOURCES / "__init__.py").read_text()).body
     for statement, following in itertools.pairwise(init):
