@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from certificates import NAME, client_context
-from conftest import PATIENCE_S
+from conftest import PATIENCE_S, eventually
 
 MUCH = bytes(random.Random(1).randbytes(300_000))
 LITTLE = b"one line, more or less\n" * 40
+DATAGRAMS = 6
 
 Outcome = list[tuple[bytes, bytes]]  # what should have been heard, and what was
 Talk = tuple[socket.socket, bytes]  # a connection, and what is sent on it
+Counts = dict[str, int]
 
 
 class FaultyServer:
@@ -34,12 +36,18 @@ class FaultyServer:
         faults: the library that is preloaded.
         folder: for the process's files; it may hold certificates.
         threads: of each server.
+
+    Attributes:
+        descriptors: how many it has when nothing is going on.
+        clients_retry: those in the process may have to connect more than once.
     """
 
     def __init__(self, faults: Path, folder: Path, threads: int) -> None:
         self.folder = folder
         self._log = folder / "log"  # no pipe, which would fill up
-        self._environment = {**os.environ, "LD_PRELOAD": str(faults)}
+        preloaded = f"{os.environ.get('LD_PRELOAD', '')}:{faults}"  # a sanitizer's library comes first
+        self._environment = {**os.environ, "LD_PRELOAD": preloaded.lstrip(":")}
+        self.clients_retry = True
         self._program = Path(__file__).parent / "stress" / "faulty_server.py"
         self._threads = threads
         (folder / "file").write_bytes(MUCH)
@@ -104,6 +112,23 @@ class FaultyServer:
             raise AssertionError(f"the server has ended: {self.said()}")
         return json.loads(line)
 
+    def count_datagrams(self) -> Counts:
+        counts: Counts = self.tell("datagrams")
+        assert counts, "the loop does not answer"
+        return counts
+
+    def connect_datagrams(self) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.settimeout(PATIENCE_S)
+        sock.connect(("127.0.0.1", self._ports["datagrams"]))
+        return sock
+
+    def echoes(self, datagram: bytes) -> bool:
+        """Return whether a datagram comes back, all of it and nothing else."""
+        with self.connect_datagrams() as client:
+            client.send(datagram)
+            return client.recv(65536) == datagram
+
     def connect(self, name: str = "plain") -> socket.socket:
         if name != "files":
             return socket.create_connection(("127.0.0.1", self._ports[name]), timeout=PATIENCE_S)
@@ -162,11 +187,21 @@ def get_a_file(server: FaultyServer) -> Outcome:
 def talk_in_tls(server: FaultyServer) -> Outcome:
     """One that speaks TLS, and says goodbye."""
     sent = MUCH[:100_000]
+    return [(sent, exchange_in_tls(server, "tls", sent, len(sent)))]
+
+
+def get_a_file_in_tls(server: FaultyServer) -> Outcome:
+    """One that gets a file, which is read and encrypted piece by piece."""
+    return [(MUCH, exchange_in_tls(server, "tls-files", b"file\n", len(MUCH)))]
+
+
+def exchange_in_tls(server: FaultyServer, name: str, sent: bytes, size: int) -> bytes:
+    """Send, and return so many bytes of what comes back, or as many as come."""
     heard = bytearray()
     try:
-        with client_context().wrap_socket(server.connect("tls"), server_hostname=NAME) as tls:
+        with client_context().wrap_socket(server.connect(name), server_hostname=NAME) as tls:
             tls.sendall(sent)  # the server reads all the time, so this comes to an end
-            while len(heard) < len(sent) and (chunk := tls.recv(65536)):
+            while len(heard) < size and (chunk := tls.recv(65536)):
                 heard += chunk
             with tls.unwrap() as sock:
                 sock.recv(1)  # until the server has hung up
@@ -174,18 +209,47 @@ def talk_in_tls(server: FaultyServer) -> Outcome:
         raise AssertionError("nothing moves any more") from None
     except OSError:  # a reset, or what ssl makes of an end without a goodbye
         pass
-    return [(sent, bytes(heard))]
+    return bytes(heard)
+
+
+def exchange_datagrams(server: FaultyServer) -> Outcome:
+    """Some datagrams, of which each is answered once, and whole, or not at all."""
+    sent = [number.to_bytes(2, "big") + MUCH[: number * 700] for number in range(DATAGRAMS)]
+    before = server.count_datagrams()
+    with server.connect_datagrams() as client:
+        for datagram in sent:
+            client.send(datagram)
+
+        def answered() -> Counts:
+            """Return what was counted since, when it is all that there will be."""
+            now = {name: count - before[name] for name, count in server.count_datagrams().items()}
+            met_their_ends = now["sent"] + now["dropped"] + now["errors"] >= len(sent) and now["queued"] == 0
+            return now if met_their_ends and now["received"] == len(sent) and now["refused"] > 0 else {}
+
+        counts = eventually(answered, "datagrams are not answered any more")
+        client.setblocking(False)
+        heard: dict[int, bytes] = {}
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                datagram = client.recv(65536)
+                number = int.from_bytes(datagram[:2], "big")
+                assert number not in heard, f"datagram {number} comes twice"
+                assert datagram == sent[number], f"datagram {number} is {len(datagram)} bytes, wrong ones"
+                heard[number] = datagram
+    assert len(heard) == counts["sent"], f"{len(heard)} datagrams came, {counts}"
+    assert list(heard) == sorted(heard), "datagrams change places"
+    return [(datagram, heard.get(number, b"")) for number, datagram in enumerate(sent)]
 
 
 def fetch(server: FaultyServer) -> Outcome:
-    """A client in the process, which tries until it has all: so it must get all, whatever fails."""
-    server.tell("fetch", "clients")
+    """A client in the process, which gets all: at its first attempt, or because it tries until it has."""
+    server.tell("fetch", "clients", server.clients_retry)
     return fetched(server)
 
 
 def fetch_in_tls(server: FaultyServer) -> Outcome:
     """The same with TLS."""
-    server.tell("fetch", "tls")
+    server.tell("fetch", "tls", server.clients_retry)
     return fetched(server)
 
 
@@ -200,6 +264,8 @@ SCENARIOS: dict[str, Callable[[FaultyServer], Outcome]] = {
     "frames": talk_in_frames,
     "file": get_a_file,
     "tls": talk_in_tls,
+    "tls-file": get_a_file_in_tls,
+    "datagrams": exchange_datagrams,
     "client": fetch,
     "tls-client": fetch_in_tls,
 }

@@ -6,12 +6,18 @@
  *
  * Reads and writes mean those of sockets, with one piece of memory or with several (readv, writev); those of event
  * counters and timers are a kind of their own, and those of files and pipes are left alone, or the interpreter could
- * not work. The two builds of the library call different functions for the same thing: here they are one kind.
+ * not work; for the same reason only what the library opens is. Datagrams are a kind of their own too: nothing cuts
+ * them short. The two builds of the library call different functions for the same thing: here they are one kind.
+ *
+ * Not here, because the kernel has no reason to refuse what they ask for: close, fstat, ioctl(FIONBIO), the clocks. Nor
+ * is what happens only while a program starts (pipe2, for the loop of the main thread), nor what is about the names of
+ * files and hosts (flock, stat, chmod, unlink, getaddrinfo).
  */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -24,20 +30,22 @@
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 enum kind {
     NONE, READ, READV, WRITE, WRITEV, SENDFILE, COUNTER_READ, COUNTER_WRITE, ACCEPT, CONNECT, SHUTDOWN, SOCKET, BIND,
-    LISTEN, GETSOCKNAME, GETSOCKOPT, SETSOCKOPT, UNREAD, EPOLL_WAIT, EPOLL_CTL, EPOLL_CREATE, POLL, EVENTFD,
-    TIMERFD_CREATE, TIMERFD_SETTIME, KINDS
+    LISTEN, GETSOCKNAME, GETPEERNAME, GETSOCKOPT, SETSOCKOPT, UNREAD, EPOLL_WAIT, EPOLL_CTL, EPOLL_CREATE, POLL,
+    EVENTFD, TIMERFD_CREATE, TIMERFD_SETTIME, RECVFROM, SENDTO, RECVMSG, OPEN, DUP, PREAD, DESCRIPTOR, KINDS
 };
 
 static const char *const names[KINDS] = {
     "none", "read", "readv", "write", "writev", "sendfile", "counter_read", "counter_write", "accept", "connect",
-    "shutdown", "socket", "bind", "listen", "getsockname", "getsockopt", "setsockopt", "unread", "epoll_wait",
-    "epoll_ctl", "epoll_create", "poll", "eventfd", "timerfd_create", "timerfd_settime"
+    "shutdown", "socket", "bind", "listen", "getsockname", "getpeername", "getsockopt", "setsockopt", "unread",
+    "epoll_wait", "epoll_ctl", "epoll_create", "poll", "eventfd", "timerfd_create", "timerfd_settime", "recvfrom",
+    "sendto", "recvmsg", "open", "dup", "pread", "descriptor"
 };
 
 static atomic_int armed;      /* the kind that may fail */
@@ -89,9 +97,17 @@ long faults_calls(void)
 
 /* --- what a call asks ------------------------------------------------------------------------------------------ */
 
+/* All that makes a descriptor is a kind as well: when the table is full, everything fails. */
+static int makes_descriptor(enum kind kind)
+{
+    return kind == ACCEPT || kind == SOCKET || kind == OPEN || kind == DUP || kind == EPOLL_CREATE || kind == EVENTFD
+        || kind == TIMERFD_CREATE;
+}
+
 static int strikes(enum kind kind)
 {
-    if (atomic_load(&armed) != (int)kind)
+    int wanted = atomic_load(&armed);
+    if (wanted != (int)kind && !(wanted == DESCRIPTOR && makes_descriptor(kind)))
         return 0;
     long number = atomic_fetch_add(&calls, 1) + 1;
     if (nth > 0)
@@ -127,10 +143,18 @@ static enum kind kind_of(int fd, enum kind if_socket, enum kind if_counter)
     return (status.st_mode & S_IFMT) == 0 ? if_counter : NONE; /* eventfd and timerfd have no type */
 }
 
-/* What becomes of reading or writing `count` bytes: -1 with errno, or how many the call may ask for. */
-static ssize_t allowed(int fd, size_t count, enum kind if_socket, enum kind if_counter)
+static int is_datagram(int fd)
 {
-    enum kind kind = kind_of(fd, if_socket, if_counter);
+    int type = 0, kept = errno;
+    socklen_t length = sizeof type;
+    syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_TYPE, &type, &length);
+    errno = kept;
+    return type == SOCK_DGRAM;
+}
+
+/* What becomes of a call of this kind for `count` bytes: -1 with errno, or how many it may ask for. */
+static ssize_t allowed_to(enum kind kind, size_t count)
+{
     if (kind == NONE || !strikes(kind))
         return (ssize_t)count;
     if (error != 0) {
@@ -138,10 +162,16 @@ static ssize_t allowed(int fd, size_t count, enum kind if_socket, enum kind if_c
         errno = error;
         return -1;
     }
-    if (kind != if_socket || count <= most)
+    if (kind == COUNTER_READ || kind == COUNTER_WRITE || count <= most)
         return (ssize_t)count;
     atomic_fetch_add(&struck, 1);
     return (ssize_t)most;
+}
+
+/* The same of reading or writing; what is neither a socket nor a counter is allowed everything. */
+static ssize_t allowed(int fd, size_t count, enum kind if_socket, enum kind if_counter)
+{
+    return allowed_to(kind_of(fd, if_socket, if_counter), count);
 }
 
 #define REAL(name) \
@@ -187,6 +217,8 @@ int eventfd_write(int fd, eventfd_t value)
 ssize_t send(int fd, const void *from, size_t count, int flags)
 {
     REAL(send);
+    if (is_datagram(fd))
+        return fails(SENDTO) ? -1 : real(fd, from, count, flags);
     ssize_t n = allowed(fd, count, WRITE, NONE);
     return n < 0 ? -1 : real(fd, from, (size_t)n, flags);
 }
@@ -197,6 +229,14 @@ ssize_t sendfile64(int to, int from, off64_t *offset, size_t count)
     REAL(sendfile64);
     ssize_t n = allowed(to, count, SENDFILE, NONE);
     return n < 0 ? -1 : real(to, from, offset, (size_t)n);
+}
+
+/* Of a file: nothing else can be read at a place. */
+ssize_t pread64(int fd, void *into, size_t count, off64_t at)
+{
+    REAL(pread64);
+    ssize_t n = allowed_to(PREAD, count);
+    return n < 0 ? -1 : real(fd, into, (size_t)n, at);
 }
 
 static size_t size_of(const struct iovec *pieces, size_t count)
@@ -259,6 +299,26 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
     return real(fd, &copy, flags);
 }
 
+/* --- datagrams ------------------------------------------------------------------------------------------------- */
+
+ssize_t recvfrom(int fd, void *into, size_t count, int flags, struct sockaddr *from, socklen_t *length)
+{
+    REAL(recvfrom);
+    return fails(RECVFROM) ? -1 : real(fd, into, count, flags, from, length);
+}
+
+ssize_t sendto(int fd, const void *data, size_t count, int flags, const struct sockaddr *to, socklen_t length)
+{
+    REAL(sendto);
+    return fails(SENDTO) ? -1 : real(fd, data, count, flags, to, length);
+}
+
+ssize_t recvmsg(int fd, struct msghdr *message, int flags)
+{
+    REAL(recvmsg);
+    return fails(RECVMSG) ? -1 : real(fd, message, flags);
+}
+
 /* --- everything else: it fails or it does not ------------------------------------------------------------------ */
 
 int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
@@ -309,6 +369,12 @@ int getsockname(int fd, struct sockaddr *address, socklen_t *length)
     return fails(GETSOCKNAME) ? -1 : real(fd, address, length);
 }
 
+int getpeername(int fd, struct sockaddr *address, socklen_t *length)
+{
+    REAL(getpeername);
+    return fails(GETPEERNAME) ? -1 : real(fd, address, length);
+}
+
 int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
 {
     REAL(getsockopt);
@@ -329,6 +395,30 @@ int ioctl(int fd, unsigned long request, ...)
     void *argument = va_arg(arguments, void *);
     va_end(arguments);
     return request == FIONREAD && fails(UNREAD) ? -1 : real(fd, request, argument);
+}
+
+/* Python asks for these two by the names that they have with large files. What the library opens is an acceptor's
+ * reserve, or a file to be sent. */
+int open64(const char *path, int flags, ...)
+{
+    REAL(open64);
+    va_list arguments;
+    va_start(arguments, flags);
+    mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(arguments, mode_t) : 0;
+    va_end(arguments);
+    if ((strcmp(path, "/dev/null") == 0 || flags & O_NONBLOCK) && fails(OPEN))
+        return -1;
+    return real(path, flags, mode);
+}
+
+int fcntl64(int fd, int command, ...)
+{
+    REAL(fcntl64);
+    va_list arguments;
+    va_start(arguments, command);
+    void *argument = va_arg(arguments, void *);
+    va_end(arguments);
+    return command == F_DUPFD_CLOEXEC && fails(DUP) ? -1 : real(fd, command, argument);
 }
 
 int epoll_wait(int fd, struct epoll_event *events, int most_events, int timeout)

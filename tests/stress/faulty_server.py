@@ -10,9 +10,11 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import ssl
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from pymuduo import (
     TcpConnection,
     TcpServer,
     Timestamp,
+    UdpSocket,
     UnixAddress,
     send_file,
 )
@@ -56,9 +59,15 @@ class Faults:
 
 
 class Fetch:
-    """A client that tries again until it has got back all that it sent, and then leaves in good order."""
+    """A client that wants back all that it sends, and then leaves in good order.
 
-    def __init__(self, loop: EventLoop, target: InetAddress, data: bytes, tls: ssl.SSLContext | None) -> None:
+    Args:
+        retry: it tries again until it has all; else the first connection has to do.
+    """
+
+    def __init__(
+        self, loop: EventLoop, target: InetAddress, data: bytes, tls: ssl.SSLContext | None, retry: bool
+    ) -> None:
         self.data = data
         self.received = bytearray()
         self.wrong: list[str] = []
@@ -67,7 +76,7 @@ class Fetch:
             loop,
             target,
             "fetch",
-            retry=True,
+            retry=retry,
             retry_delay_s=0.005,
             max_retry_delay_s=0.02,
             ssl_context=tls,
@@ -90,6 +99,8 @@ class Fetch:
             connection.send(self.data)
         elif len(self.received) == len(self.data):
             self.done.set()
+        elif not self.client.retry:
+            self._give_up(f"ended after {len(self.received)} bytes: {connection.error!r}")
 
     def _on_message(self, connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
         self.received += buffer.retrieve_all_as_bytes()
@@ -99,8 +110,13 @@ class Fetch:
             self.client.disconnect()
 
     def _on_failure(self, client: TcpClient, error: Exception) -> None:
-        if not isinstance(error, OSError) or not error.errno:
-            self.wrong.append(f"failed with {error!r}")
+        if not self.client.retry or not isinstance(error, OSError) or not error.errno:
+            self._give_up(f"failed with {error!r}")
+
+    def _give_up(self, reason: str) -> None:
+        self.wrong.append(reason)
+        if not self.client.retry:
+            self.done.set()
 
 
 class Process:
@@ -116,8 +132,9 @@ class Process:
         self.errors: list[str] = []
         self.fetches: list[Fetch] = []
         self.folder = folder
+        self.file = (folder / "file").open("rb")
         codec = LengthHeaderCodec(answer)
-        loop.exception_handler = lambda exception, source: self.errors.append(repr(exception))
+        self._watch(loop)
         self.servers = {
             "plain": TcpServer(loop, InetAddress.any(0), "plain"),
             "clients": TcpServer(loop, InetAddress.any(0), "clients"),  # nobody else sends to these
@@ -132,7 +149,22 @@ class Process:
             self._make_tls_server()
         for server in self.servers.values():
             server.thread_num = thread_num
+            server.thread_init_callback = self._watch
             server.start()
+        self.datagrams = UdpSocket(loop, InetAddress.loopback(0))
+        self.datagrams.message_callback = self._answer_datagram
+        self.datagrams.start()
+        # Where these go nobody is: what is connected to itself takes nothing from others.
+        self.deaf = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.deaf.bind(("127.0.0.1", 0))
+        self.deaf.connect(self.deaf.getsockname())
+        self.unheard = UdpSocket(loop, InetAddress.loopback(0))
+        self.unheard.connect(InetAddress.loopback(self.deaf.getsockname()[1]))
+        self.unheard.start()
+
+    def _watch(self, loop: EventLoop) -> None:
+        """Keep what goes wrong in a loop."""
+        loop.exception_handler = lambda exception, source: self.errors.append(f"{exception!r} of {source!r}")
 
     def _make_tls_server(self) -> None:
         server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -141,6 +173,8 @@ class Process:
         self.client_context.load_verify_locations(self.folder / "trusted.pem")
         self.servers["tls"] = TcpServer(self.loop, InetAddress.any(0), "tls", ssl_context=server_context)
         self.servers["tls"].message_callback = echo
+        self.servers["tls-files"] = TcpServer(self.loop, InetAddress.any(0), "tls-files", ssl_context=server_context)
+        self.servers["tls-files"].message_callback = self._serve_open_file
 
     def _serve_file(self, connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
         """Answer the first line with the file, and hear of nothing else until it is told to."""
@@ -149,7 +183,25 @@ class Process:
         elif buffer.find(b"\n") >= 0:
             connection.context = buffer.retrieve_all_as_bytes()
             connection.stop_read()
-            send_file(connection, self.folder / "file")
+            try:
+                send_file(connection, self.folder / "file")
+            except OSError:  # it can't be opened
+                connection.force_close()
+
+    def _serve_open_file(self, connection: TcpConnection, buffer: Buffer, receive_time: Timestamp) -> None:
+        """Answer a line with the file."""
+        if buffer.find(b"\n") >= 0:
+            buffer.retrieve_all()
+            try:
+                send_file(connection, self.file)
+            except OSError:  # its descriptor can't be duplicated
+                connection.force_close()
+
+    def _answer_datagram(self, sock: UdpSocket, data: bytes, sender: InetAddress, receive_time: Timestamp) -> None:
+        """Send it back; the shortest also goes to where nobody is."""
+        sock.send_to(data, sender)
+        if len(data) == 2:
+            self.unheard.send(data)
 
     def obey(self) -> None:
         """Do what standard input says, until it ends; in a thread of its own."""
@@ -161,7 +213,8 @@ class Process:
             self.loop.quit()
 
         def read_orders() -> None:
-            self._answer({"ports": {name: getattr(server.address, "port", 0) for name, server in self.servers.items()}})
+            ports = {name: getattr(server.address, "port", 0) for name, server in self.servers.items()}
+            self._answer({"ports": {**ports, "datagrams": getattr(self.datagrams.address, "port", 0)}})
             for line in sys.stdin:
                 order, *arguments = json.loads(line)
                 self._answer(getattr(self, f"do_{order}")(*arguments))
@@ -180,6 +233,18 @@ class Process:
     def _answer(what: object) -> None:
         print(json.dumps(what), flush=True)
 
+    def _in_loop(self, what: Callable[[], dict[str, int]]) -> dict[str, int]:
+        """Return what the base loop says: nothing if it does not answer."""
+
+        def ask() -> None:
+            answer.update(what())
+            done.set()
+
+        answer: dict[str, int] = {}
+        done = threading.Event()
+        self.loop.queue_in_loop(ask)
+        return answer if done.wait(PATIENCE_S) else {}
+
     # --- orders ---
 
     def do_arm(self, *settings: Any) -> None:
@@ -191,21 +256,32 @@ class Process:
         return self.faults.disarm()
 
     def do_state(self) -> dict[str, int]:
-        """Tell what there is: nothing if the loop does not answer."""
+        """Tell what there is."""
+        return self._in_loop(
+            lambda: {
+                "connections": sum(server.connection_count for server in self.servers.values()),
+                "descriptors": len(os.listdir("/proc/self/fd")),
+            }
+        )
 
-        def count() -> None:
-            state["connections"] = sum(server.connection_count for server in self.servers.values())
-            state["descriptors"] = len(os.listdir("/proc/self/fd"))
-            done.set()
-
-        state: dict[str, int] = {}
-        done = threading.Event()
-        self.loop.queue_in_loop(count)
-        return state if done.wait(PATIENCE_S) else {}
+    def do_datagrams(self) -> dict[str, int]:
+        """Tell how many have come, and what became of the answers; and how often it was told that nobody is there."""
+        sock = self.datagrams
+        return self._in_loop(
+            lambda: {
+                "received": sock.datagrams_received,
+                "sent": sock.datagrams_sent,
+                "dropped": sock.dropped,
+                "queued": sock.queued_bytes,
+                "errors": sock.errors,
+                "refused": self.unheard.errors,
+            }
+        )
 
     def do_errors(self) -> list[str]:
         """Tell what went wrong since this was last asked."""
-        errors, self.errors[:] = self.errors[:], []
+        errors = self.errors[:]
+        del self.errors[: len(errors)]  # other loops append
         return errors
 
     def do_send(self, text: str) -> None:
@@ -218,12 +294,12 @@ class Process:
         for connection in self.servers["files"].connections:
             connection.loop.queue_in_loop(connection.loop.queue_in_loop, connection.start_read)
 
-    def do_fetch(self, name: str) -> None:
+    def do_fetch(self, name: str, retry: bool) -> None:
         """Let a client begin to talk to a server."""
         port = self.servers[name].address.port
         context = self.client_context if name == "tls" else None
         data = (self.folder / "file").read_bytes()[:100_000]
-        self.fetches.append(Fetch(self.loop, InetAddress.loopback(port), data, context))
+        self.fetches.append(Fetch(self.loop, InetAddress.loopback(port), data, context, retry))
 
     def do_fetched(self) -> str:
         """Wait for the clients, and tell what is wrong with what they got."""
@@ -232,7 +308,7 @@ class Process:
 
     @staticmethod
     def do_new_server() -> str:
-        """Make a loop and a server in a thread of its own, let them go, and tell what went wrong."""
+        """Make a loop, a server and a UDP socket in a thread of its own, let them go, and tell what went wrong."""
         error = ""
 
         def make() -> None:
@@ -242,6 +318,9 @@ class Process:
                     server = TcpServer(loop, InetAddress.any(0), "new")
                     server.thread_num = 1
                     server.start()
+                    datagrams = UdpSocket(loop, InetAddress.loopback(0))
+                    datagrams.connect(datagrams.address)
+                    datagrams.start()
                     loop.run_after(0, loop.quit)
                     loop.run()
             except OSError as e:
