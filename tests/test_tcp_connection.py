@@ -1260,6 +1260,25 @@ def test_a_half_open_connection_lives_until_it_is_ended_here(serve, threads):
     assert recorder.events == ["up", "down", "close"]
 
 
+@pytest.mark.parametrize("is_read", [True, False])
+def test_the_peers_fin_behind_ours_is_told_whether_it_is_read_or_not(serve, threads, is_read):
+    """With both directions over the kernel reports a hang-up, at once even if nothing is being read."""
+    recorder = Recorder()
+    told: list[str] = []
+    server = serve(threads, peer_shutdown_callback=lambda c: told.append(c.state.name), **recorder.settings())
+    with server.connect() as client:
+        connection = recorder.wait_up()
+        if not is_read:
+            call_in_loop(connection.loop, connection.stop_read)
+        connection.shutdown()
+        assert receive_all(client) == b""
+        client.shutdown(socket.SHUT_WR)
+        assert recorder.closed.wait(PATIENCE_S)
+    assert told == ["DISCONNECTING"]
+    assert recorder.events == ["up", "down", "close"]
+    assert connection.error is None
+
+
 def test_a_half_open_connection_whose_peer_resets_ends(serve, threads):
     recorder = Recorder()
     half = threading.Event()

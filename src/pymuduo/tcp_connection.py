@@ -1025,12 +1025,15 @@ class TcpConnection(Flushable):
             or self._peer_closed
             or self._write_failed
             or self._channel.revents & _ERROR
-            or not self._has_unread()
         ):
             self._close_behind_callbacks()
-        else:
+        elif self._has_unread():
             # Both ends have said FIN and something is left: nothing more can happen until start_read.
             self._set_interest(0)
+        elif self.layer is None and self.peer_shutdown_callback is not None:
+            self._handle_peer_shutdown()  # who waits to be told of the FIN is told; the hang-up is reported once more
+        else:
+            self._close_behind_callbacks()
 
     def _has_unread(self) -> bool:
         """Whether something that the peer has sent waits for ``start_read``: in the kernel, in the layer, or here."""

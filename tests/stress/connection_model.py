@@ -101,9 +101,8 @@ class LibraryEnd:
         self.left = b""  # in the input buffer by the last message callback
         self.answer = b""  # to be sent by the next message callback
         self.is_reading = True
-        self.raises = ""  # the callback that is to raise
+        self.raises = ""  # the callback that is to raise and has not yet
         self.has_shut_down = False  # somebody has ended its output in good order
-        self.may_miss_end = False  # of the peer's stream: see ``note_deafness``
         self.refuses = False  # sends, from now on
         self.needs_no_help = False  # to go down: it was closed by force, or its peer was
 
@@ -196,7 +195,6 @@ class LibraryEnd:
     def stop_read(self) -> None:
         self.connection.stop_read()
         self.in_loop(lambda: setattr(self, "is_reading", False))
-        self.note_deafness()
 
     def start_read(self) -> None:
         self.in_loop(lambda: setattr(self, "is_reading", True))
@@ -218,11 +216,6 @@ class LibraryEnd:
     def note_shut_down(self) -> None:
         """Note that it sends no more: it was told so here, or its server is stopping in good order."""
         self.has_shut_down = True
-        self.note_deafness()
-
-    def note_deafness(self) -> None:
-        """Excuse one that has ended its output and does not read: the peer's FIN closes it without another word."""
-        self.may_miss_end |= self.has_shut_down and not self.is_reading
 
     def stay_half_open(self) -> None:
         """Outlive the end of the peer's stream from now on; the loop's thread."""
@@ -251,11 +244,6 @@ class LibraryEnd:
         """Return how many bytes have come."""
         return len(self.received)
 
-    @property
-    def owes_an_error(self) -> bool:
-        """Whether a callback that was to raise has not been called, and nothing excuses that."""
-        return bool(self.raises) and not (self.raises == "end of stream" and self.may_miss_end)
-
     def is_told_of_all(self) -> bool:
         """Whether the last callbacks of its output have run."""
         return self.completed >= self.sure and self.mark != "high"
@@ -269,7 +257,7 @@ class LibraryEnd:
             assert self.connection.error is None, f"ended by {self.connection.error!r}"
             assert self.connection.bytes_received == len(self.received)
             assert self.sure <= self.connection.bytes_sent <= len(self.sent)
-            if self.is_half_open and not self.may_miss_end:
+            if self.is_half_open:
                 assert self.counts["end of stream"] == 1, "the end of the peer's stream was not told"
 
 
@@ -279,7 +267,7 @@ class SocketEnd:
     is_half_open = True
     is_reading = True
     needs_no_help = False
-    owes_an_error = False
+    raises = ""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -433,7 +421,7 @@ class Pair:
         self.wait_for(self.is_over, "it never went down")
         for end in self.ends:
             end.check_end(self.is_broken)
-            assert self.is_cut_short or not end.owes_an_error, "a callback that was to raise was not called"
+            assert self.is_cut_short or not end.raises, "a callback that was to raise was not called"
         self.let_go()
 
     def is_over(self) -> bool:

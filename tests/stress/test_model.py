@@ -185,7 +185,6 @@ class Machine(RuleBasedStateMachine):
             return
         self.note_step(pair, "send")
         data = some_bytes(size)
-        end.may_miss_end |= end.has_shut_down  # as reading is stopped for a moment
         accepted: list[bool] = []
         is_sure = pair.is_healthy
 
