@@ -62,7 +62,7 @@ extremes: $(COMPILED)/installed
 	$(COMPILED)/bin/python tests/stress/extremes.py --judge
 
 # Leaks are the soak's business: the interpreter itself keeps memory to its end. Left out are tests that count
-# instructions or memory, preload a library of their own, or run programs that do not bear this one. With
+# instructions or memory, or run programs that do not bear this library. With
 # SANITIZER=thread only what the compiled modules do is seen; TESTS='tests/stress/test_many_threads.py' is of use there.
 comma := ,
 SANITIZER ?= address,undefined
@@ -86,7 +86,7 @@ sanitize:
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path=$(REPORT) \
 		UBSAN_OPTIONS=print_stacktrace=1:log_path=$(REPORT) TSAN_OPTIONS=log_path=$(REPORT) \
 		$(SANITIZED)/bin/python $(PYTEST) $(TESTS) \
-		--ignore=tests/test_cost.py --ignore=tests/stress/test_faults.py --ignore=tests/integration \
+		--ignore=tests/test_cost.py --ignore=tests/integration \
 		-k 'not curl and not systemd' -m 'not measures_memory' $(ARGS); status=$$?; \
 	for report in $(REPORT).*; do if [ -e $$report ]; then cat $$report; status=1; fi; done; exit $$status
 

@@ -381,7 +381,7 @@ class UdpSocket:
 
     def _handle_error(self) -> None:
         """Take the error that came back for an earlier datagram."""
-        number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        number = _sys.take_error(self._sock.fileno())
         if self.family != socket.AF_UNIX:  # there it would take a datagram
             # The details, if somebody has set IP_RECVERR: left unread, they would keep the event up for ever.
             with contextlib.suppress(OSError):
