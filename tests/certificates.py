@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NAME = "localhost"
 TRUSTED = "the one that is trusted"
+IGNORE_CUT = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # which CPython before 3.11.3 sets with OpenSSL 3
 PAST = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -47,6 +48,7 @@ def server_context(cert: trustme.LeafCert | None = None, *, asks_client: bool = 
 def client_context(cert: trustme.LeafCert | None = None) -> ssl.SSLContext:
     """Return a new context for a client that trusts the authority, and has a certificate if one is given."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.options &= ~IGNORE_CUT
     authority(TRUSTED).configure_trust(context)
     if cert is not None:
         cert.configure_cert(context)

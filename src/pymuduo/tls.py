@@ -39,6 +39,9 @@ _WARY_READ_BYTES = 16384
 _MAX_BARREN_BYTES = 65536  # records in a row without payload: a library changes its keys once in gigabytes
 _EAGAIN = errno.EAGAIN
 _NO_RENEGOTIATION = ssl.OP_NO_RENEGOTIATION
+# CPython before 3.11.3 sets it with OpenSSL 3: a stream that somebody cuts would look like one that ends. Where it is
+# not set, such a CPython tells a cut by an SSLError without a class of its own: see _as_cut.
+_IGNORE_CUT = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 
 
 class TlsLayer(Layer):
@@ -51,7 +54,8 @@ class TlsLayer(Layer):
     payload, as by changing its keys all the time, is cut off with an ``ssl.SSLError``.
 
     Args:
-        context: certificates, verification, protocols. Renegotiation is switched off in it, for good.
+        context: certificates, verification, protocols. Renegotiation, and OpenSSL's option to take a cut for an end,
+            are switched off in it, for good.
         server_side: which side this is.
         server_hostname: a client's: the name to check, and to send (SNI).
         session: a client's: of an earlier connection with the same context, to be resumed.
@@ -93,8 +97,9 @@ class TlsLayer(Layer):
         timeout_s: float = HANDSHAKE_TIMEOUT_S,
     ) -> None:
         Layer.__init__(self)
-        if not context.options & _NO_RENEGOTIATION:
-            context.options |= _NO_RENEGOTIATION
+        options = context.options
+        if options & (_NO_RENEGOTIATION | _IGNORE_CUT) != _NO_RENEGOTIATION:
+            context.options = options & ~_IGNORE_CUT | _NO_RENEGOTIATION
         self.holds_up = True
         self._timeout_s = timeout_s
         self._incoming = ssl.MemoryBIO()
@@ -143,7 +148,7 @@ class TlsLayer(Layer):
             self._count_unsent()
             return
         except OSError as e:
-            self._fail(e)
+            self._fail(_as_cut(e))
             return
         self._is_done = True
         self._count_unsent()
@@ -234,11 +239,13 @@ class TlsLayer(Layer):
             pass
         except ssl.SSLZeroReturnError:
             self._has_ended = True  # as 0 above, if the goodbye was ours first
-        except ssl.SSLEOFError as e:
-            self._has_ended = True
-            self._note(e)
         except OSError as e:
-            self._fail(e)
+            error = _as_cut(e)
+            if isinstance(error, ssl.SSLEOFError):
+                self._has_ended = True
+                self._note(error)
+            else:
+                self._fail(error)
         self._weigh(waiting - incoming.pending, total)
         if self._outgoing.pending:
             self._count_unsent()  # session tickets, an answer to a new key, an alert
@@ -454,6 +461,13 @@ def start_tls(
     )
     layer.upgrade(ready_callback)
     connection.set_layer(layer)
+
+
+def _as_cut(error: OSError) -> OSError:
+    """Return an ``ssl.SSLEOFError`` for a stream that was cut, whatever the interpreter makes of that."""
+    if getattr(error, "reason", "") == "UNEXPECTED_EOF_WHILE_READING" and not isinstance(error, ssl.SSLEOFError):
+        return ssl.SSLEOFError(*error.args)
+    return error
 
 
 def _call_if_up(callback: Callable[[TcpConnection], object], connection: TcpConnection) -> None:
