@@ -221,8 +221,9 @@ def test_peers_that_half_close_and_stay_are_closed_for_their_silence(serve):
     before = len(open_descriptors())
     with crowd(server, 100) as peers:
         for peer in peers:
-            peer.sendall(b"bye")
-            peer.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # on a slow machine its time may be up already
+                peer.sendall(b"bye")
+                peer.shutdown(socket.SHUT_WR)
         eventually(lambda: len(ended) == 100)
         assert all(isinstance(error, TimeoutError) for error in ended)
         eventually(lambda: len(open_descriptors()) <= before + len(peers))
