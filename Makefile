@@ -62,8 +62,8 @@ extremes: $(COMPILED)/installed
 	$(COMPILED)/bin/python tests/stress/extremes.py --judge
 
 # Leaks are the soak's business: the interpreter itself keeps memory to its end. Left out are tests that count
-# instructions or memory, or run programs that do not bear this library. With
-# SANITIZER=thread only what the compiled modules do is seen; TESTS='tests/stress/test_many_threads.py' is of use there.
+# instructions or memory, or run programs that do not bear this library. With SANITIZER=thread only what the compiled
+# modules do is seen; TESTS='tests/stress/test_many_threads.py' is of use there.
 comma := ,
 SANITIZER ?= address,undefined
 TESTS ?= tests

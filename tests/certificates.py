@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import ssl
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 NAME = "localhost"
 TRUSTED = "the one that is trusted"
 IGNORE_CUT = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # which CPython before 3.11.3 sets with OpenSSL 3
+CUT = ssl.SSLEOFError if sys.version_info >= (3, 11, 3) else ssl.SSLError  # what that is to its client
 PAST = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
 
 

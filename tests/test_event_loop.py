@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,15 +33,6 @@ def run_python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
-
-
-@pytest.fixture
-def eager_switches() -> Iterator[None]:
-    """Let threads alternate as often as possible."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
 
 
 # --- one loop per thread ---
@@ -371,7 +362,7 @@ def test_pending_count_tells_how_many_wait(loop: EventLoop) -> None:
     assert loop.pending_count == 0
 
 
-@pytest.mark.usefixtures("eager_switches")
+@pytest.mark.usefixtures("switch_often")
 def test_hammered_from_eight_threads_no_functor_is_lost_and_each_threads_order_holds(loop_thread: EventLoop) -> None:
     called: list[tuple[int, int]] = []
     count = 3000
@@ -392,7 +383,7 @@ def test_hammered_from_eight_threads_no_functor_is_lost_and_each_threads_order_h
         assert [i for n, i in called if n == number] == list(range(count))
 
 
-@pytest.mark.usefixtures("eager_switches")
+@pytest.mark.usefixtures("switch_often")
 def test_a_loop_that_falls_asleep_after_each_call_misses_none(loop_thread: EventLoop) -> None:
     done = threading.Semaphore(0)
 
@@ -674,7 +665,7 @@ def test_run_in_loop_of_a_closed_loop_raises_in_other_threads() -> None:
         loop.run_after(0, print)
 
 
-@pytest.mark.usefixtures("eager_switches")
+@pytest.mark.usefixtures("switch_often")
 def test_a_functor_that_was_accepted_runs_even_if_the_loop_is_just_being_closed() -> None:
     lost = 0
     for _ in range(100):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import socket
-import sys
 import threading
 import weakref
 
@@ -591,33 +590,29 @@ def test_start_in_another_thread_than_the_base_loops(serve):
         assert server.join(PATIENCE_S)
 
 
+@pytest.mark.usefixtures("switch_often")
 def test_small_switch_interval_many_short_connections(serve):
     """Threads that interleave at every opportunity lose no reply."""
     server = serve(2, message_callback=echo)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        failures: list[BaseException] = []
+    failures: list[BaseException] = []
 
-        def client() -> None:
-            try:
-                for i in range(25):
-                    with server.connect() as sock:
-                        message = b"%d" % i
-                        sock.sendall(message)
-                        assert receive_exactly(sock, len(message)) == message
-            except BaseException as e:
-                failures.append(e)
+    def client() -> None:
+        try:
+            for i in range(25):
+                with server.connect() as sock:
+                    message = b"%d" % i
+                    sock.sendall(message)
+                    assert receive_exactly(sock, len(message)) == message
+        except BaseException as e:
+            failures.append(e)
 
-        threads = [threading.Thread(target=client) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not failures
-        eventually(lambda: server.server.connection_count == 0)
-    finally:
-        sys.setswitchinterval(interval)
+    threads = [threading.Thread(target=client) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    eventually(lambda: server.server.connection_count == 0)
 
 
 # --- stopping with grace ---

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import logging
 import random
 import socket
@@ -408,12 +409,7 @@ def fuzz_proxy_header(data: bytes) -> None:
 # --- addresses -------------------------------------------------------------------------------------------------------
 
 
-def _only_numbers(host: str, port: int, family: int, kind: int) -> list[Any]:
-    """Look an address up as ``getaddrinfo`` does, but no name: nobody is asked."""
-    return _look_up(host, port, family, kind, flags=socket.AI_NUMERICHOST)
-
-
-_look_up = socket.getaddrinfo
+_only_numbers = functools.partial(socket.getaddrinfo, flags=socket.AI_NUMERICHOST)  # nobody is asked for a name
 
 
 def fuzz_addresses(data: bytes) -> None:

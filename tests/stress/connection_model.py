@@ -102,7 +102,7 @@ class LibraryEnd:
         self.answer = b""  # to be sent by the next message callback
         self.is_reading = True
         self.raises = ""  # the callback that is to raise and has not yet
-        self.has_shut_down = False  # somebody has ended its output in good order
+        self.has_shut_down = False  # its output was ended in good order, here or by its server
         self.refuses = False  # sends, from now on
         self.needs_no_help = False  # to go down: it was closed by force, or its peer was
 
@@ -206,16 +206,12 @@ class LibraryEnd:
             call_in_loop(self.connection.loop, fn)
 
     def shut_down(self) -> None:
-        self.note_shut_down()
+        self.has_shut_down = True
         if self.client is None:
             self.connection.shutdown()
             self.refuses = True
         else:
             self.client.disconnect()
-
-    def note_shut_down(self) -> None:
-        """Note that it sends no more: it was told so here, or its server is stopping in good order."""
-        self.has_shut_down = True
 
     def stay_half_open(self) -> None:
         """Outlive the end of the peer's stream from now on; the loop's thread."""

@@ -287,7 +287,7 @@ def datagrams_reach_one_of_the_chosen_peers_and_in_the_end_the_last(
             assert udp.send(b"%d last" % i)
 
         in_threads(work)
-        call_in_loop(loop, lambda: None)  # it has heard of all of them
+        settle(loop)  # it has heard of all of them
         assert udp.peer_address == last
         eventually(lambda: sum(len(received) for _, received in peers) >= THREADS * (count + 1))
         settle(loop)

@@ -285,7 +285,7 @@ class Machine(RuleBasedStateMachine):
         self.done["stop in order" if is_in_order else "stop by force"] += 1
         for pair in [*self.healthy, *self.ending, *self.keepers]:
             if pair.place is self.servers[-1]:
-                pair.server.note_shut_down()
+                pair.server.has_shut_down = True
                 if not is_in_order:
                     pair.is_broken = pair.is_cut_short = pair.server.needs_no_help = True
         self.servers[-1].server.stop(drain_s)
