@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,13 +16,20 @@ from conftest import PATIENCE_S, receive_exactly
 from programs import Program, running
 from pymuduo import COMPILED
 
+
+def kernel_limit(name: str) -> int:
+    """Return how large, in bytes, the kernel may let one of a TCP socket's buffers grow by itself."""
+    return int(Path("/proc/sys/net/ipv4", name).read_text().split()[2])
+
+
 MIB = 1 << 20
-AMOUNT = 96 * MIB
-LARGE_AMOUNT = int(float(os.environ.get("PYMUDUO_GIGABYTES", "1")) * 1024) * MIB if COMPILED else AMOUNT
+OUR_BUFFER = MIB // 2  # which the kernel doubles, and lets be
+MAX_GROWTH = 8 * MIB  # a pipe holds a mebibyte each way
+MAX_UNDERWAY = 2 * MIB + kernel_limit("tcp_rmem") + kernel_limit("tcp_wmem") + MAX_GROWTH
+AMOUNT = MAX_UNDERWAY * 2 // MIB * MIB
+LARGE_AMOUNT = max(AMOUNT, int(float(os.environ.get("PYMUDUO_GIGABYTES", "1")) * 1024) * MIB) if COMPILED else AMOUNT
 STALLS = 4
 STILL_S = 0.2
-MAX_IN_KERNEL = 64 * MIB  # four sockets' buffers, which it sizes as it likes
-MAX_GROWTH = 8 << 20  # a pipe holds a mebibyte each way
 GO = b"go"
 
 
@@ -37,6 +45,7 @@ class Source(threading.Thread):
         self.sent = 0
         self.is_stuck = threading.Event()
         self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, OUR_BUFFER)  # its connections inherit it
         self.listener.settimeout(PATIENCE_S)
         self.port: int = self.listener.getsockname()[1]
         self.block = os.urandom(MIB)
@@ -70,6 +79,7 @@ def way_to(port: int, path: str) -> Iterator[tuple[Program, socket.socket]]:
         "proxies/load_balancer.py": ("--backend", f"127.0.0.1:{port}"),
     }
     with running(path, *options.get(path, ())) as program, program.connect() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, OUR_BUFFER)
         if path == "proxies/socks.py":
             peer.sendall(b"\4\1" + port.to_bytes(2, "big") + socket.inet_aton("127.0.0.1") + b"\0")
             assert receive_exactly(peer, 8)[:2] == b"\0\x5a"
@@ -114,7 +124,7 @@ def test_any_amount_passes_to_a_reader_that_stalls_in_bounded_memory(path: str, 
             if number in stalls:
                 source.is_stuck.clear()
                 assert source.is_stuck.wait(PATIENCE_S)  # with us reading nothing
-                assert source.sent - number * MIB < MAX_IN_KERNEL
+                assert source.sent - number * MIB < MAX_UNDERWAY
             receive_into(peer, memoryview(block))
             assert block == source.block
         assert peer.recv(1) == b""
