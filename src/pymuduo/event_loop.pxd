@@ -8,6 +8,7 @@ from pymuduo.timer_queue cimport Timer, TimerQueue
 from pymuduo.timestamp cimport Timestamp
 
 cdef double _FOREVER_S
+cdef Py_ssize_t _MAX_FUNCTORS
 
 
 cdef class Flushable:
@@ -60,7 +61,7 @@ cdef class EventLoop(ChannelHost):
     cdef object _poll(self)
     cpdef object note_time(self, object source, long long held_ms)
     @cython.locals(pending=list, count=Py_ssize_t, functor=tuple, before_ms=cython.longlong, now_ms=cython.longlong)
-    cdef object _run_pending(self)
+    cdef object _run_pending(self, Py_ssize_t most)
     cdef list _take_pending(self)
     @cython.locals(functor=tuple)
     cdef object _end_everything(self, list errors)

@@ -38,6 +38,7 @@ _log = logging.getLogger("pymuduo.event_loop")
 
 _READ_AREA_BYTES = 262144 + 8  # one read's worth and a Buffer's prepend area
 _FOREVER_S = 100 * 365 * 86400.0  # delays beyond a century mean "never", and would overflow the timer's integer
+_MAX_FUNCTORS = 4096  # an iteration, a millisecond or two: then events get their turn, and quit is seen
 _MAX_CLOSE_ROUNDS = 1000  # a removal hops twice, a chain of callbacks a few times; this is for ever
 _SLOW_MS = 200  # a callback that takes so long is worth a line in the log
 _SLOW_REPORT_INTERVAL_MS = 1000
@@ -251,7 +252,7 @@ class EventLoop(ChannelHost):
                 self._signals.start()
             while not self._quit:
                 self._iterate()
-            self._run_pending()
+            self._run_pending(len(self._pending))
         finally:
             if self._signals is not None:
                 self._signals.stop()
@@ -353,7 +354,7 @@ class EventLoop(ChannelHost):
             self.queue_in_loop(callback, *args)
 
     def queue_in_loop(self, callback: Callable[..., object], *args: Any) -> None:
-        """Call ``callback(*args)`` in the loop's thread later in this iteration or in the next one; never now.
+        """Call ``callback(*args)`` in the loop's thread later in this iteration or in a following one; never now.
 
         Functors of one thread run in the order in which it queued them.
 
@@ -623,7 +624,7 @@ class EventLoop(ChannelHost):
         if self._timers.has_expired:
             self._timers.run_expired()
         if self._pending:
-            self._run_pending()
+            self._run_pending(_MAX_FUNCTORS)
         if self._to_flush:
             self._flush()
         busy_us = _sys.monotonic_us() - begin_us
@@ -662,11 +663,10 @@ class EventLoop(ChannelHost):
         self.iteration += 1
         self.poll_return_time = timestamp.from_us(_sys.realtime_us())
 
-    def _run_pending(self) -> None:
-        """Run the functors that are there now; what they queue waits for the next iteration."""
+    def _run_pending(self, most: int) -> None:
+        """Run the functors that are there now, or the first of them; what they queue waits for the next iteration."""
         pending = self._pending
-        count = len(pending)
-        self.functor_count += count
+        count = min(len(pending), self._taken + most)
         before_ms = _sys.coarse_ms()
         try:
             while self._taken < count:
@@ -675,6 +675,7 @@ class EventLoop(ChannelHost):
                         functor = pending[self._taken]
                         pending[self._taken] = ()  # let go of it early
                         self._taken += 1
+                        self.functor_count += 1
                         _sys.call(functor)
                         now_ms = _sys.coarse_ms()
                         if now_ms != before_ms:
@@ -686,8 +687,9 @@ class EventLoop(ChannelHost):
                     self.note_time(functor[0], now_ms - before_ms)
                     before_ms = now_ms
         finally:
-            del pending[: self._taken]
-            self._taken = 0
+            if self._taken * 2 >= len(pending):  # no sooner: what remains is moved, which must not cost more than it did
+                del pending[: self._taken]
+                self._taken = 0
 
     def _end_everything(self, errors: list[BaseException]) -> None:
         """Run functors and close hooks and abandon channels until none is left; keep what is no Exception.
@@ -711,9 +713,10 @@ class EventLoop(ChannelHost):
     def _take_pending(self) -> list[Functor]:
         """Take every functor out; another thread may take its own back at the same time."""
         with self._lock:
-            taken = self._pending[:]
-            del self._pending[: len(taken)]
-        return taken
+            waiting = self._pending[self._taken :]
+            del self._pending[: self._taken + len(waiting)]
+            self._taken = 0
+        return waiting
 
     def _run_at_close(self, functors: list[Functor], errors: list[BaseException]) -> bool:
         """Run all, and return whether there were none."""

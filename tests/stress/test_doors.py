@@ -24,6 +24,7 @@ import pytest
 import test_many_threads
 from codec_kinds import KINDS, plain
 from conftest import PATIENCE_S, call_in_loop, eventually, receive_exactly
+from eight_threads import EVERYBODY, THREADS, Peer, Serve, in_threads, settle
 from pymuduo import (
     Buffer,
     ConnectionLimits,
@@ -41,7 +42,6 @@ from pymuduo import (
     send_file,
 )
 from pymuduo.codec import Codec
-from test_many_threads import EVERYBODY, THREADS, Peer, Serve, in_threads, settle
 
 ROOT = Path(__file__).resolve().parents[2]
 
