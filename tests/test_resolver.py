@@ -208,6 +208,38 @@ def test_an_answer_that_comes_when_the_loop_is_closed_is_dropped(resolver):
     assert answers == []
 
 
+def test_close_waits_for_a_thread_that_is_not_needed_any_more_and_has_not_ended_yet(loop_thread):
+    leaving, may_end = threading.Event(), threading.Event()
+
+    class HoldUp:
+        """Of a thread's own; so it is the last thing that the thread sees to."""
+
+        def __del__(self) -> None:
+            leaving.set()
+            may_end.wait(PATIENCE_S)
+
+    own = threading.local()
+
+    class Resolving(FakeResolver):
+        def look_up(self, host: str, port: int, family: int) -> list[InetAddress]:
+            own.hold_up = HoldUp()
+            return super().look_up(host, port, family)
+
+    resolver = Resolving(1)
+    resolver.resolve(loop_thread, "name", 80, lambda addresses, error: None)
+    eventually(lambda: resolver.threads)
+    closer = threading.Thread(target=resolver.close)
+    closer.start()
+    assert leaving.wait(PATIENCE_S)
+    opener = threading.Timer(0.2, may_end.set)  # later than a close that does not wait
+    opener.start()
+    resolver.close()
+    assert not any(thread.is_alive() for thread in resolver.threads)
+    assert may_end.is_set()
+    closer.join(PATIENCE_S)
+    opener.join(PATIENCE_S)
+
+
 def test_close_answers_those_who_wait_with_an_error_and_ends_the_threads(loop_thread, resolver):
     answers = Answers()
     for host in ("slow", "slow", "somewhere"):

@@ -82,6 +82,7 @@ class Resolver:
         self._has_changed = threading.Condition()  # over everything below
         self._waiting: collections.deque[Lookup] = collections.deque()
         self._threads: list[threading.Thread] = []
+        self._leaving: list[threading.Thread] = []  # not needed any more; they may not have ended yet
         self._idle = 0  # threads that wait for a question
         self._is_closed = False
 
@@ -131,7 +132,7 @@ class Resolver:
         with self._has_changed:
             self._is_closed = True
             dropped, self._waiting = self._waiting, collections.deque()
-            threads = self._threads[:]
+            threads = self._threads + self._leaving
             self._has_changed.notify_all()
         for lookup in dropped:
             lookup.answer([], OSError(f"{lookup.host!r} was not looked up: the resolver is closed"))
@@ -176,6 +177,8 @@ class Resolver:
                 is_needed = not self._is_closed and self._has_changed.wait(_IDLE_S)
                 self._idle -= 1
                 if not is_needed and not self._waiting:
+                    self._leaving = [thread for thread in self._leaving if thread.is_alive()]
+                    self._leaving.append(threading.current_thread())
                     self._threads.remove(threading.current_thread())
                     return None
 
