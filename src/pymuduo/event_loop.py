@@ -687,7 +687,7 @@ class EventLoop(ChannelHost):
                     self.note_time(functor[0], now_ms - before_ms)
                     before_ms = now_ms
         finally:
-            if self._taken * 2 >= len(pending):  # no sooner: what remains is moved, which must not cost more than it did
+            if self._taken * 2 >= len(pending):  # no sooner: the rest is moved, which must not cost more
                 del pending[: self._taken]
                 self._taken = 0
 
