@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pymuduo import EventLoop, EventLoopThread, InetAddress, TcpServer
 
@@ -32,6 +33,18 @@ T = TypeVar("T")
 CONSTRUCTOR_SETTINGS = ("reuse_port", "no_delay", "ssl_context", "listening", "acceptors", "unix_mode")
 IS_FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 PATIENCE_S = 20.0  # far more than anything here takes; a test that reaches it has failed
+
+# A machine that does other things, too, holds a test up whenever it likes.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
+
+
+def is_no_word_of_slowness(record: logging.LogRecord) -> bool:
+    return "held the loop up" not in str(record.msg)
+
+
+# For the same reason nobody hears of slow callbacks but who asks for ``log_of_slowness``.
+logging.getLogger("pymuduo.event_loop").addFilter(is_no_word_of_slowness)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -108,6 +121,19 @@ def imported(module: str) -> Any:
         pytest.skip(f"{module} is not installed", allow_module_level=True)
 
 
+def waiting_newcomers(port: int) -> int:
+    """Return how many are in the queues of the sockets that listen on a port (IPv4): connected, and not accepted.
+
+    To the client it may be connected a moment before it is there.
+    """
+    count = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, queues, *_ = line.split()
+        if state == "0A" and int(local.partition(":")[2], 16) == port:
+            count += int(queues.partition(":")[2], 16)
+    return count
+
+
 def open_descriptors() -> set[int]:
     """Return the descriptors this process has open, without the one that it takes to find out."""
     return {int(name) for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")}
@@ -162,6 +188,15 @@ class ServerThread:
         self.server.stop(0)
         assert self.server.join(PATIENCE_S), "the server did not stop"
         assert self._thread.stop(PATIENCE_S), "the base loop did not end"
+
+
+@pytest.fixture
+def log_of_slowness() -> Iterator[None]:
+    """Let the log say what has held a loop up."""
+    log = logging.getLogger("pymuduo.event_loop")
+    log.removeFilter(is_no_word_of_slowness)
+    yield
+    log.addFilter(is_no_word_of_slowness)
 
 
 @pytest.fixture

@@ -626,7 +626,7 @@ def test_ctrl_c_interrupts_a_sleeping_loop(loop: EventLoop) -> None:
         eventually(lambda: loop.iteration > 0)
         while not interrupted.is_set():
             signal.pthread_kill(main, signal.SIGINT)
-            interrupted.wait(5)
+            interrupted.wait(PATIENCE_S)
 
     interrupted = threading.Event()
     thread = threading.Thread(target=interrupt)
@@ -671,7 +671,7 @@ import ctypes, signal
 from pymuduo import EventLoop
 libc_raise = getattr(ctypes.CDLL(None), "raise")
 with EventLoop() as loop:
-    loop.run_after(5, loop.quit)
+    loop.run_after(30, loop.quit)
     loop.run_after(0.001, libc_raise, int(signal.SIGINT))
     try:
         loop.run()
@@ -918,7 +918,7 @@ def test_closing_the_loop_in_a_forked_child_leaves_the_parents_alone() -> None:
 import signal, threading
 loop = EventLoop()
 print(in_child(lambda: loop.close()), flush=True)
-signal.alarm(10)  # ends a parent that no timer and no wake-up reaches any more
+signal.alarm(60)  # ends a parent that no timer and no wake-up reaches any more
 loop.run_after(0.001, loop.quit)
 loop.run()
 print("timer")
@@ -938,7 +938,7 @@ pid = os.fork()
 if pid == 0:
     sys.exit(0)  # an orderly end: what the interpreter drops is dropped
 os.waitpid(pid, 0)
-signal.alarm(10)
+signal.alarm(60)
 loop.run_after(0.001, loop.quit)
 loop.run()
 loop.close()
@@ -961,7 +961,7 @@ def child():
             mine.quit()
         signal.signal(signal.SIGUSR1, handler)
         mine.run_after(0.001, libc_raise, int(signal.SIGUSR1))  # no Python code runs after it
-        mine.run_after(3, lambda: os._exit(43))
+        mine.run_after(30, lambda: os._exit(43))
         mine.run()
     return code
 with EventLoop() as loop:
@@ -987,7 +987,7 @@ def test_poll_return_time_is_the_same_within_an_iteration(loop: EventLoop) -> No
     loop.run_after(0, note)
     loop.queue_in_loop(note)
     loop.queue_in_loop(note)
-    loop.run_after(0.01, lambda: (note(), loop.quit()))
+    loop.queue_in_loop(loop.run_after, 0.01, lambda: (note(), loop.quit()))
     loop.run()
     assert len(times) == 4
     assert times[0] == times[1] or times[1] == times[2]
@@ -1129,6 +1129,7 @@ def slow_by_channel(loop: EventLoop) -> None:
     os.write(writer, b"x")
 
 
+@pytest.mark.usefixtures("log_of_slowness")
 @pytest.mark.parametrize(
     ("start", "name"),
     [
@@ -1148,16 +1149,21 @@ def test_a_slow_callback_is_named_in_the_log(loop, caplog, start, name):
     assert loop.stats().slow_callbacks >= 1
 
 
+@pytest.mark.usefixtures("log_of_slowness")
 def test_slow_callbacks_are_logged_once_a_second_at_most_and_counted_always(loop, caplog):
     loop.slow_callback_s = 0.01
     for _ in range(4):
         loop.queue_in_loop(Slow().take_long)
     loop.quit()
+    begin = time.monotonic()
     loop.run()
+    seconds = time.monotonic() - begin
     assert loop.stats().slow_callbacks == 4
-    assert len([record for record in caplog.records if "held the loop up" in record.getMessage()]) == 1
+    lines = [record for record in caplog.records if "held the loop up" in record.getMessage()]
+    assert 1 <= len(lines) <= 1 + int(seconds), seconds
 
 
+@pytest.mark.usefixtures("log_of_slowness")
 def test_slow_callbacks_are_not_looked_for_when_turned_off(loop, caplog):
     loop.slow_callback_s = 0
     loop.queue_in_loop(Slow().take_long)

@@ -426,7 +426,8 @@ def test_a_handshake_that_stops_in_the_middle_times_out(serve, ends, hello):
                 puppet.tls.do_handshake()
             hello = puppet.outgoing.read()[:100]
         sock.sendall(hello)
-        assert sock.recv(100) == b""
+        with contextlib.suppress(ConnectionResetError):  # what came just before it was closed has not been read
+            assert sock.recv(100) == b""
         eventually(lambda: ends.failed)
         assert isinstance(ends.failed[0], TimeoutError)
         assert "0.05 s" in str(ends.failed[0])
@@ -434,11 +435,17 @@ def test_a_handshake_that_stops_in_the_middle_times_out(serve, ends, hello):
 
 
 def test_the_time_for_a_handshake_does_not_end_what_is_up(serve, ends):
-    server = serve(ssl_context=server_context(), handshake_timeout_s=0.5, message_callback=echo, **ends.settings())
-    with wrap(server.connect()) as tls, server.connect() as silent:
-        eventually(lambda: ends.up)
-        assert silent.recv(1) == b""  # its time is up, and later than the other's
-        assert exchange(tls, b"up") == b"up"
+    settings = {"ssl_context": server_context(), "message_callback": echo, **ends.settings()}
+    for limit_s in (0.3, 3.0, PATIENCE_S / 2):  # a machine that does other things, too, may take long for a handshake
+        server = serve(handshake_timeout_s=limit_s, **settings)
+        with contextlib.suppress(OSError), wrap(server.connect()) as tls, server.connect() as silent:
+            eventually(lambda: ends.up or ends.failed)
+            if ends.up:
+                assert silent.recv(1) == b""  # its time is up, and later than the other's
+                assert exchange(tls, b"up") == b"up"
+                return
+        ends.failed.clear()
+    pytest.fail("no handshake is done in time")
 
 
 @pytest.mark.parametrize("how", ["leaves", "resets"])

@@ -77,17 +77,17 @@ class BadChat:
 
 
 @pytest.mark.parametrize(
-    ("tamper", "complaint"),
+    ("tamper", "complaint", "patience"),
     [
-        (lambda one, two: [two], "number [0-9]+ of [0-9]+, when [0-9]+ was due|nothing more comes"),
-        (lambda one, two: [one, one, two], "number [0-9]+ of [0-9]+, when [0-9]+ was due"),
-        (lambda one, two: [one[:-9] + b"/////////", two], "which nobody has said|when [0-9]+ was due"),
+        (lambda one, two: [two], "number [0-9]+ of [0-9]+, when [0-9]+ was due|nothing more comes", "1"),
+        (lambda one, two: [one, one, two], "number [0-9]+ of [0-9]+, when [0-9]+ was due", "20"),
+        (lambda one, two: [one[:-9] + b"/////////", two], "which nobody has said|when [0-9]+ was due", "20"),
     ],
     ids=["lost", "doubled", "spoilt"],
 )
-def test_a_server_that_loses_doubles_or_spoils_is_found_out(serve, tamper, complaint) -> None:
+def test_a_server_that_loses_doubles_or_spoils_is_found_out(serve, tamper, complaint, patience) -> None:
     server = serve(0, **BadChat(tamper).settings)
-    with load(server.port, "--clients", "5", "--messages", "30", "--bytes", "0", "--patience", "1") as test:
+    with load(server.port, "--clients", "5", "--messages", "30", "--bytes", "0", "--patience", patience) as test:
         assert test.wait() == 1
         assert re.search(complaint, test.err), test.err
         assert "none lost" not in "".join(test.out)
@@ -95,7 +95,7 @@ def test_a_server_that_loses_doubles_or_spoils_is_found_out(serve, tamper, compl
 
 def test_messages_of_one_speaker_that_change_places_are_found(serve) -> None:
     server = serve(0, **BadChat(lambda one, two: [two, one], nth=5).settings)
-    with load(server.port, "--clients", "2", "--speakers", "1", "--messages", "1", "--patience", "1") as test:
+    with load(server.port, "--clients", "2", "--speakers", "1", "--messages", "1", "--patience", "20") as test:
         assert test.wait() == 0, "numbers 1 and 2 are greetings, 3 is the message, 4 the last word"
     server = serve(0, **BadChat(lambda one, two: [two, one], nth=3).settings)
     with load(server.port, "--clients", "2", "--speakers", "1", "--messages", "1", "--patience", "1") as test:
