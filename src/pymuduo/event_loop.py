@@ -687,7 +687,8 @@ class EventLoop(ChannelHost):
                     self.note_time(functor[0], now_ms - before_ms)
                     before_ms = now_ms
         finally:
-            if self._taken * 2 >= len(pending):  # no sooner: the rest is moved, which must not cost more
+            # Those that wait are moved, which must not cost more than what was done.
+            if len(pending) - self._taken <= max(self._taken, _MAX_FUNCTORS):
                 del pending[: self._taken]
                 self._taken = 0
 
