@@ -227,10 +227,11 @@ def exchange_datagrams(server: FaultyServer) -> Outcome:
             return now if met_their_ends and now["received"] == len(sent) and now["refused"] > 0 else {}
 
         counts = eventually(answered, "datagrams are not answered any more")
-        client.setblocking(False)
         heard: dict[int, bytes] = {}
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(TimeoutError, BlockingIOError):
             while True:
+                if len(heard) == counts["sent"]:
+                    client.setblocking(False)  # there is to be no more
                 datagram = client.recv(65536)
                 number = int.from_bytes(datagram[:2], "big")
                 assert number not in heard, f"datagram {number} comes twice"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import threading
+from pathlib import Path
 
 from conftest import PATIENCE_S
 from pymuduo import InetAddress
@@ -16,12 +18,15 @@ def address_of(sock: socket.socket) -> InetAddress:
     return InetAddress(*sock.getsockname()[:2])
 
 
-def nobody(*, ipv6: bool = False) -> InetAddress:
-    """Return an address that nobody listens on: its port is taken, and let go of."""
-    address = InetAddress.loopback(0, ipv6=ipv6)
-    with socket.socket(address.family) as taken:
-        taken.bind(address.sockaddr)
-        return address_of(taken)
+def nobody(kind: int = socket.SOCK_STREAM, *, ipv6: bool = False) -> InetAddress:
+    """Return an address that nobody listens on, and nobody will by chance: the kernel gives its port to no one."""
+    first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(10_000, max(first_given, 20_000))
+        address = InetAddress.loopback(port, ipv6=ipv6)
+        with socket.socket(address.family, kind) as sock, contextlib.suppress(OSError):  # it is taken
+            sock.bind(address.sockaddr)
+            return address
 
 
 def listener(stack: contextlib.ExitStack, port: int = 0, *, ipv6: bool = False, backlog: int = 128) -> socket.socket:

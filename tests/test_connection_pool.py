@@ -335,7 +335,7 @@ def test_who_does_not_want_to_wait_gets_none_at_once(pool_of):
 
 
 def test_a_server_that_dies_and_comes_back_is_connected_to_again(serve, pool_of):
-    first = ServerThread(0, **LineServer("first").settings())
+    first = ServerThread(0, address=nobody(), **LineServer("first").settings())
     pool = pool_of(address_of(first), size=2, wait_s=PATIENCE_S)
     asker: Asker = pool.context
     asker.ask("x")

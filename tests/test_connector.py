@@ -268,7 +268,7 @@ with EventLoop() as loop:
 def test_an_attempt_that_has_connected_to_itself_is_a_refusal():
     """A closed port above the first ephemeral one may be given to the attempt itself: here it is the only one."""
     done = subprocess.run(
-        [sys.executable, "-c", SELF_CONNECT], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        [sys.executable, "-c", SELF_CONNECT], capture_output=True, text=True, timeout=3 * PATIENCE_S, check=False
     )
     if "77: " in done.stderr or "Permission denied" in done.stderr or "Read-only" in done.stderr:
         pytest.skip(done.stderr.strip().splitlines()[-1])

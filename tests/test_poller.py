@@ -285,7 +285,7 @@ for poller in (EPollPoller(), PollPoller()):
         except (TypeError, AttributeError):
             print("refused")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "refused\n" * 6)
 
 

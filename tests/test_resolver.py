@@ -296,7 +296,9 @@ def test_all_threads_get_the_same_default_resolver():
 
 
 def run_program(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=3 * PATIENCE_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -38,6 +38,7 @@ from targets import BlackHoles, FakeResolver, address_of, listener, nobody
 
 SOON_S = 0.001  # a back-off for tests that need several
 LONG_S = 1000.0
+ENOUGH_UPS = 10  # of a stress: its threads have got something done
 
 
 def echo(connection: TcpConnection, buffer: Buffer, when: object) -> None:
@@ -958,7 +959,7 @@ def test_a_client_of_a_loop_that_never_runs_is_ended_with_it():
 
 
 class Stress:
-    """Threads that use each other's clients at random until the time is up."""
+    """Threads that use each other's clients at random until the time is up, and enough of them have connected."""
 
     def __init__(self, targets: list[Any], loops: list[EventLoop], resolver: FakeResolver) -> None:
         self.made: list[weakref.ref[TcpClient]] = []
@@ -1000,7 +1001,7 @@ class Stress:
 
     def _use(self, chance: random.Random, seed: int) -> None:
         self._clients[seed] = self._make(chance)
-        while time.monotonic() < self._ends:
+        while self._goes_on():
             client = chance.choice(list(self._clients.values()))
             door = chance.choice(["connect"] * 8 + ["disconnect", "stop", "close", "send", "leave", "drop"])
             with contextlib.suppress(RuntimeError):  # closed: the client, or its loop
@@ -1014,6 +1015,10 @@ class Stress:
                 self._clients[seed] = self._make(chance)
             if chance.random() < 0.125:
                 time.sleep(0.002)  # so that the loops get something done
+
+    def _goes_on(self) -> bool:
+        now = time.monotonic()
+        return now < self._ends or (self.ups <= ENOUGH_UPS and now < self._ends + PATIENCE_S)
 
     def _on_connection(self, connection: TcpConnection) -> None:
         if connection.connected:
@@ -1047,11 +1052,11 @@ def test_any_door_at_any_time_from_any_thread_leaves_nothing_behind(serve, caplo
         users[0].join(0.75)  # the loop is to end while they are at it
         assert brief.stop(PATIENCE_S)
         for user in users:
-            user.join(PATIENCE_S)
+            user.join(2 * PATIENCE_S)
             assert not user.is_alive()
         assert stress.errors == []
         assert "exception" not in caplog.text
-        assert stress.ups > 10
+        assert stress.ups > ENOUGH_UPS
         stress.end()
         eventually(lambda: call_in_loop(loops[1], lambda: loops[1].timer_count) == 0)
         eventually(lambda: (gc.collect(), not any(one() for one in stress.made))[1])

@@ -475,6 +475,7 @@ def test_high_water_mark_is_called_once_on_the_way_up(serve):
     marks: list[int] = []
     server = serve(0, high_water_mark=MIB, high_water_mark_callback=lambda c, n: marks.append(n), **recorder.settings())
     with server.connect() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)  # or it would grow, and hold more the second time
         connection = recorder.wait_up()
         for _ in range(3):
             call_in_loop(server.loop, connection.send, bytes(8 * MIB))
@@ -1010,12 +1011,14 @@ def test_the_last_bytes_leave_in_the_turn_in_which_the_peers_end_is_read_and_are
     )
     with server.connect() as client:
         connection = recorder.wait_up()
-        while call_in_loop(server.loop, lambda: connection.output_size) < 1024:  # until the kernel takes no more
-            call_in_loop(server.loop, connection.send, bytes(65536))
-        recorder.events.clear()
         is_held, may_go_on = threading.Event(), threading.Event()
 
         def hold() -> None:
+            if connection.output_size < 1024:  # until the kernel takes no more
+                connection.send(bytes(65536))
+                server.loop.queue_in_loop(hold)
+                return
+            recorder.events.clear()
             is_held.set()
             may_go_on.wait(PATIENCE_S)
 
@@ -1330,6 +1333,7 @@ def test_the_low_water_mark_is_told_once_after_the_high_one(serve, threads):
         **recorder.settings(),
     )
     with server.connect() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)  # or it would grow, and hold more the second time
         connection = recorder.wait_up()
         for round_ in range(1, 3):
             low.clear()

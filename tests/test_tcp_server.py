@@ -19,6 +19,8 @@ from conftest import (
     own_sockets,
     receive_all,
     receive_exactly,
+    running_threads,
+    waiting_newcomers,
 )
 from pymuduo import Buffer, EventLoop, EventLoopThread, InetAddress, TcpConnection, TcpServer, UnixAddress
 
@@ -54,14 +56,14 @@ def test_an_address_of_another_machine_raises_os_error_naming_it(loop):
 
 def test_start_counts_once_however_often_and_from_wherever_it_is_called(serve):
     server = serve(2, message_callback=echo)
-    threads = threading.active_count()
+    threads = running_threads()
     starters = [threading.Thread(target=server.server.start) for _ in range(8)]
     for starter in starters:
         starter.start()
     for starter in starters:
         starter.join()
     call_in_loop(server.loop, server.server.start)
-    assert threading.active_count() == threads
+    assert running_threads() == threads
     with server.connect() as client:
         client.sendall(b"x")
         assert receive_exactly(client, 1) == b"x"
@@ -684,6 +686,7 @@ def test_who_waits_in_the_kernels_queue_at_a_stop_is_served_not_reset(serve, acc
         loop.queue_in_loop(hold)
         assert held.wait(PATIENCE_S)
     clients = [server.connect() for _ in range(10)]
+    eventually(lambda: waiting_newcomers(server.port) == 10)
     server.server.stop(grace_s=PATIENCE_S)
     let_go.set()
     for client in clients:

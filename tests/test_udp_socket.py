@@ -15,6 +15,7 @@ import pytest
 
 from conftest import PATIENCE_S, call_in_loop, eventually
 from pymuduo import EventLoop, InetAddress, Socket, UdpSocket, UnixAddress
+from targets import nobody
 
 IP_RECVERR = 11  # the socket module has it from Python 3.14 on
 
@@ -158,9 +159,7 @@ def test_a_connected_socket_hears_its_peer_alone(hear):
 
 def test_nobody_there_is_an_error_that_ends_nothing(hear):
     heard = hear()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as late:
-        late.bind(("127.0.0.1", 0))
-        address = InetAddress(*late.getsockname())
+    address = nobody(socket.SOCK_DGRAM)
     heard.udp.connect(address)
     heard.udp.send(b"is anybody there?")
     eventually(lambda: heard.errors)
@@ -192,9 +191,7 @@ def test_errors_with_details_reach_an_unconnected_socket_and_the_loop_sleeps_aga
     heard = hear()
     loop = heard.udp.loop
     call_in_loop(loop, heard.udp.set_option, socket.IPPROTO_IP, IP_RECVERR, 1)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
-        gone.bind(("127.0.0.1", 0))
-        address = InetAddress(*gone.getsockname())
+    address = nobody(socket.SOCK_DGRAM)
     for count in (1, 2, 3):
         heard.udp.send_to(b"is anybody there?", address)
         eventually(lambda count=count: len(heard.errors) == count)
@@ -254,10 +251,11 @@ def test_what_the_kernel_does_not_take_waits_and_then_leaves_in_order(hear, tmp_
         receiver.settimeout(PATIENCE_S)
         heard = hear(family=socket.AF_UNIX)
         call_in_loop(heard.udp.loop, heard.udp.connect, target)
-        for i in range(200):  # a Unix socket holds far fewer
-            assert heard.udp.send(b"%d" % i)
-        eventually(lambda: call_in_loop(heard.udp.loop, lambda: heard.udp.queued_bytes) > 0)
-        assert [int(receiver.recv(100)) for _ in range(200)] == list(range(200))
+        count = 0
+        while call_in_loop(heard.udp.loop, lambda: heard.udp.queued_bytes) < 500:
+            assert heard.udp.send(b"%d" % count)
+            count += 1
+        assert [int(receiver.recv(100)) for _ in range(count)] == list(range(count))
         eventually(lambda: call_in_loop(heard.udp.loop, lambda: heard.udp.queued_bytes) == 0)
 
 

@@ -22,6 +22,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 _HELD_UP = re.compile(r" held the loop up for \d+ ms$")
 
 
+def kernel_limit(name: str) -> int:
+    """Return how large, in bytes, the kernel may let one of a TCP socket's buffers grow by itself."""
+    return int(Path("/proc/sys/net/ipv4", name).read_text().split()[2])
+
+
 class Program:
     """One running example. Its output is collected line by line by threads, so that it never waits for us."""
 

@@ -20,7 +20,7 @@ def test_a_silent_peer_is_asked_once_and_then_closed(threads: str) -> None:
 
 
 def test_a_peer_that_answers_is_asked_again() -> None:
-    with running("idle_echo.py", "--idle", "0.2") as server, server.connect() as peer:
+    with running("idle_echo.py", "--idle", "1") as server, server.connect() as peer:
         assert receive_exactly(peer, len(QUESTION)) == QUESTION
         peer.sendall(b"yes\n")
         assert receive_exactly(peer, 4 + len(QUESTION)) == b"yes\n" + QUESTION

@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -223,6 +224,7 @@ def test_the_memory_limit_holds_and_what_is_used_stays(threads: str) -> None:
         assert memory_bytes(server.process.pid) - before < 16 * MIB
 
 
+@pytest.mark.timeout(600)
 def test_100_000_expired_items_are_swept_though_nobody_asks_for_them() -> None:
     count = 100_000
     with running("memcached/server.py", "--memory", "256") as server:
@@ -246,8 +248,9 @@ def test_100_000_expired_items_are_swept_though_nobody_asks_for_them() -> None:
 def test_a_flush_may_come_later() -> None:
     with running("memcached/server.py") as server, client_of(server) as client:
         client.set("a", "1")
-        assert client.flush_all(delay=1)
-        assert client.get("a") == b"1"
+        asked = time.monotonic()
+        assert client.flush_all(delay=2)
+        assert client.get("a") == b"1" or time.monotonic() - asked >= 2
         eventually(lambda: client.get("a") is None)
         client.set("a", "2")
         client.flush_all(delay=1000)

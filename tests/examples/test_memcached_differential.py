@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from conftest import PATIENCE_S, eventually, installed, receive_all
 from programs import running
+from targets import nobody
 
 LONG, LONGEST = b"k" * 251, b"k" * 250
 MARKER, MARKED = b"delete a b\r\n", b"CLIENT_ERROR bad command line format.  Usage: delete <key> [noreply]\r\n"
@@ -28,8 +29,7 @@ LIMIT = (1 << 20) - 60  # of a value, with a key of one byte and no flags
 def running_memcached() -> Iterator[int]:
     """Run the real memcached on a free port of the loopback for the length of a block, which gets the port."""
     program = installed("memcached")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = nobody().port
     user = ["-u", "nobody"] if os.getuid() == 0 else []
     process = subprocess.Popen(
         [program, "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-t", "1", "-o", "no_lru_maintainer", *user]
@@ -284,6 +284,7 @@ class Client:
         return normal(answer, self._seen)
 
 
+@pytest.mark.timeout(600)
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )

@@ -14,7 +14,7 @@ from programs import Program, running
 @pytest.mark.parametrize(("server_threads", "client_threads"), [("0", "0"), ("2", "2")])
 def test_the_client_prints_what_the_sessions_have_bounced(server_threads: str, client_threads: str) -> None:
     with running("pingpong/server.py", "--threads", server_threads) as server:
-        arguments = ["--port", str(server.port), "--sessions", "20", "--block-size", "1000", "--seconds", "0.2"]
+        arguments = ["--port", str(server.port), "--sessions", "20", "--block-size", "1000", "--seconds", "2"]
         with Program("pingpong/client.py", *arguments, "--threads", client_threads) as client:
             assert client.wait() == 0, client.err
             assert client.err == ""

@@ -384,7 +384,7 @@ def report(balancer: Program, count: int) -> list[tuple[str, int, int, int]]:
 def test_clients_notice_nothing_of_a_backend_that_is_killed(tmp_path: Path, threads: str) -> None:
     with contextlib.ExitStack() as stack:
         webs = Webs(tmp_path, stack)
-        ann, bob, cat = (webs.start(name) for name in ("ann", "bob", "cat"))
+        ann, bob, cat = (webs.start(name, nobody().port) for name in ("ann", "bob", "cat"))
         options = ["--threads", threads, "--check", "0.2", "--fall", "2", "--rise", "2"]
         balancer = stack.enter_context(running(BALANCER, *options, *backends(ann.port, bob.port, cat.port)))
         url = f"http://127.0.0.1:{balancer.port}/who"

@@ -12,6 +12,7 @@ import pytest
 
 from conftest import PATIENCE_S, eventually
 from programs import EXAMPLES, Program
+from targets import nobody
 
 PATH = "rolling_restart.py"
 
@@ -145,9 +146,9 @@ def test_a_worker_is_tried_again_until_one_serves(tmp_path: Path):
 
 
 def test_a_worker_ends_with_a_supervisor_that_is_killed():
-    with Program(PATH, "--port", "0") as program:
+    port = nobody().port
+    with Program(PATH, "--port", str(port)) as program:
         program.wait_for_log(r"worker (\d+) serves")
-        port = program.port
         program.process.kill()
         assert program.process.wait(PATIENCE_S) == -signal.SIGKILL
         eventually(lambda: is_refused(port))  # nobody keeps the next one from listening there

@@ -8,19 +8,12 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from conftest import PATIENCE_S, receive_exactly
-from programs import Program, running
+from programs import Program, kernel_limit, running
 from pymuduo import COMPILED
-
-
-def kernel_limit(name: str) -> int:
-    """Return how large, in bytes, the kernel may let one of a TCP socket's buffers grow by itself."""
-    return int(Path("/proc/sys/net/ipv4", name).read_text().split()[2])
-
 
 MIB = 1 << 20
 OUR_BUFFER = MIB // 2  # which the kernel doubles, and lets be

@@ -32,6 +32,7 @@ defaults
     timeout connect 15s
     timeout client 15s
     timeout server 15s
+    timeout check 15s
 listen before
     bind fd@{fd} {bind}
     unique-id-format client-port-%cp

@@ -383,7 +383,7 @@ def requests_are_answered_once_each_and_in_order(door: Callable[..., None], serv
     count = 100
     answered: list[tuple[int, int]] = []
     leases: list[int] = []
-    with pool_of(serve, loop, size=2, max_outstanding=2) as (pool, _):
+    with pool_of(serve, loop, size=2, max_outstanding=2, wait_s=10 * PATIENCE_S) as (pool, _):
         pool.start()
 
         def answer(key: tuple[int, int], lease: Lease | None) -> None:
@@ -413,7 +413,7 @@ def a_lease_ended_by_many_ends_once(door: Callable[..., None], serve: Serve, loo
     inboxes: list[queue.Queue[tuple[int, Lease]]] = [queue.Queue() for _ in EVERYBODY]
     numbers = itertools.count()
     fails = [door is Lease.failed and n % 3 < 2 for n in range(count)]
-    with pool_of(serve, loop, size=1) as (pool, server):
+    with pool_of(serve, loop, size=1, wait_s=10 * PATIENCE_S) as (pool, server):
         pool.start()
 
         def hand_out(lease: Lease | None) -> None:
@@ -590,7 +590,7 @@ for thread in threads:
 print(len(found), len(set(found)), found[0] is Resolver.{door.__name__}())
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=3 * PATIENCE_S, check=False
     )
     assert (done.stdout, done.stderr) == (f"{THREADS} 1 True\n", "")
 

@@ -128,7 +128,7 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shlex.split(os.environ.get("CC", "gcc"))
     source = HERE.parent / "native" / "faults.c"
     command = [*compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library), str(source)]
-    subprocess.run([*command, "-ldl"], check=True, capture_output=True, timeout=PATIENCE_S)
+    subprocess.run([*command, "-ldl"], check=True, capture_output=True, timeout=3 * PATIENCE_S)
     return library
 
 

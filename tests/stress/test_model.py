@@ -492,6 +492,7 @@ FAULTS = {  # where, what it is there, and what the model says of it: a regular 
 @pytest.mark.skipif(COMPILED, reason="a compiled class can't be changed")
 @pytest.mark.parametrize(("owner", "method", "fault", "found"), FAULTS.values(), ids=FAULTS)
 @pytest.mark.provokes_errors
+@pytest.mark.timeout(600)
 def test_the_model_finds_a_fault(monkeypatch, owner, method, fault, found):
     original = getattr(owner, method)
     monkeypatch.setattr(owner, method, lambda self, *args: fault(original, self, *args))

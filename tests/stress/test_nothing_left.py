@@ -9,13 +9,21 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections import Counter
 
 import pytest
 
 from certificates import NAME, client_context, server_context
-from conftest import PATIENCE_S, ServerThread, call_in_loop, eventually, open_descriptors, receive_exactly, reset
+from conftest import (
+    PATIENCE_S,
+    ServerThread,
+    call_in_loop,
+    eventually,
+    open_descriptors,
+    receive_exactly,
+    reset,
+    running_threads,
+)
 from pymuduo import TcpClient, TcpConnection
 
 LIVES = int(os.environ.get("PYMUDUO_LIVES", "10000"))
@@ -56,6 +64,7 @@ def objects_of_ours() -> Counter[str]:
 
 
 @pytest.mark.parametrize(("threads", "way"), [(0, "plain"), (2, "plain"), (2, "tls")])
+@pytest.mark.timeout(600)
 def test_10000_connects_and_disconnects_leave_nothing_behind(serve, threads, way):
     """As many as ``PYMUDUO_LIVES`` says, if it says so; of TLS, which takes its time, a twentieth."""
     lives, live = (LIVES // 20, one_tls_life) if way == "tls" else (LIVES, one_plain_life)
@@ -71,14 +80,14 @@ def test_10000_connects_and_disconnects_leave_nothing_behind(serve, threads, way
             call_in_loop(loop, lambda: None)  # they have been destroyed in their own loops too
 
     live_all(lives // 10)  # what is made once has been made then
-    descriptors, running, objects = open_descriptors(), threading.active_count(), objects_of_ours()
+    descriptors, running, objects = open_descriptors(), running_threads(), objects_of_ours()
     blocks = sys.getallocatedblocks()
 
     live_all(lives)
     eventually(lambda: open_descriptors() == descriptors)
     # The last functor may still be on its way out of its loop's thread.
     eventually(lambda: objects_of_ours() == objects)
-    assert threading.active_count() == running
+    assert running_threads() == running
     # The collector does not know what refers to nothing, such as a compiled Buffer or Socket; but each takes memory.
     eventually(lambda: sys.getallocatedblocks() < blocks + NOISE, "memory of some lives is left")
 
@@ -93,6 +102,7 @@ class AllocatorFigures(ctypes.Structure):
 
 
 @pytest.mark.measures_memory
+@pytest.mark.timeout(600)
 def test_a_client_that_comes_back_in_tls_costs_no_memory(serve):
     """Not even such as the interpreter does not count, as that of an SSL library."""
     figures = getattr(ctypes.CDLL(None), "mallinfo2", None)
@@ -120,6 +130,8 @@ def test_a_client_that_comes_back_in_tls_costs_no_memory(serve):
     client.message_callback = lambda c, b, t: c.shutdown()  # what the answer stands behind has come: tickets
     with client:
         client.connect()
+        for number in range(0, 2 * lives, 50):
+            eventually(lambda number=number: len(ended) > number)
         eventually(lambda: len(used) == 2)
     assert used[1] - used[0] < most
 
