@@ -1122,4 +1122,4 @@ class BufferMachine(RuleBasedStateMachine):
 
 
 TestBufferAgainstModel = BufferMachine.TestCase
-TestBufferAgainstModel.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestBufferAgainstModel.settings = settings(max_examples=120, stateful_step_count=40)

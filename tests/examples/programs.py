@@ -16,15 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from conftest import PATIENCE_S, eventually, memory_bytes
+from conftest import PATIENCE_S, SLOWNESS, eventually, memory_bytes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-_HELD_UP = re.compile(r" held the loop up for \d+ ms$")
-
-
-def kernel_limit(name: str) -> int:
-    """Return how large, in bytes, the kernel may let one of a TCP socket's buffers grow by itself."""
-    return int(Path("/proc/sys/net/ipv4", name).read_text().split()[2])
+# How much, in bytes, the kernel may hold between two TCP sockets whose buffers it lets grow by itself.
+PAIR_IN_KERNEL = sum(int(Path("/proc/sys/net/ipv4", name).read_text().split()[2]) for name in ("tcp_rmem", "tcp_wmem"))
 
 
 class Program:
@@ -140,7 +136,7 @@ class Program:
 
     def _collect(self, stream: IO[str], kind: str) -> None:
         for line in stream:
-            if kind == "err" and _HELD_UP.search(line):
+            if kind == "err" and SLOWNESS.search(line):
                 continue
             with self._changed:
                 self._lines[kind].append(line.rstrip("\n"))

@@ -222,16 +222,14 @@ def test_numbers_out_of_range_are_told_in_a_line(path: str, folder: Path) -> Non
     taken = sorted(kind for kind in used if re.search(rf"^ +{kind[0]}\b(?!-)", help_of(path), re.MULTILINE))
     wrong = [(option, "99999" if option == "--port" else "-1") for option, _ in taken]
     wrong += [(option, "nan") for option, kind in taken if kind != "int"]
-    for at in range(0, len(wrong), 3):  # at once
+    for at in range(0, len(wrong), 3):
+        at_once = wrong[at : at + 3]
         with contextlib.ExitStack() as stack:
             programs = [
-                (
-                    stack.enter_context(Program(path, *arguments_of(template, folder), *option_and_value)),
-                    option_and_value,
-                )
-                for option_and_value in wrong[at : at + 3]
+                stack.enter_context(Program(path, *arguments_of(template, folder), *option_and_value))
+                for option_and_value in at_once
             ]
-            for program, option_and_value in programs:
+            for program, option_and_value in zip(programs, at_once, strict=True):
                 assert assert_turned_down(program), option_and_value
 
 

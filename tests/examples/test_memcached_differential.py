@@ -285,9 +285,7 @@ class Client:
 
 
 @pytest.mark.timeout(600)
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(commands=st.lists(COMMAND, min_size=5, max_size=40))
 def test_any_sequence_of_commands_is_answered_as_memcached_does(ports: tuple[int, int], commands: list[bytes]) -> None:
     with Client(ports[0]) as ours, Client(ports[1]) as real:

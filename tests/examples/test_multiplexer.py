@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import PATIENCE_S, eventually, receive_all, receive_exactly, reset
-from programs import EXAMPLES, Program, kernel_limit, running
+from programs import EXAMPLES, PAIR_IN_KERNEL, Program, running
 from pymuduo import Buffer
 from targets import nobody
 
@@ -282,7 +282,7 @@ def test_a_link_that_is_not_read_slows_the_clients_down() -> None:
         before = mux.peak_bytes
         peer.settimeout(0.5)
         payload = os.urandom(1 << 20)
-        limit = 2 * (kernel_limit("tcp_rmem") + kernel_limit("tcp_wmem")) + (8 << 20)  # of two pairs, and the mux
+        limit = 2 * PAIR_IN_KERNEL + (8 << 20)  # of two pairs, and the mux
         sent = 0
         with contextlib.suppress(TimeoutError):
             while sent < limit:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import redis
 
-from conftest import PATIENCE_S, eventually, installed, receive_all, receive_exactly, reset
+from conftest import PATIENCE_S, eventually, installed, receive_all, receive_exactly, reset, run_at_once
 from programs import Program, running
 
 MEBIBYTE = 1 << 20
@@ -128,7 +128,7 @@ def test_counting_at_once_loses_nothing(server: Program) -> None:
                         pipeline.hincrby("h", "n", 2)
                     pipeline.execute()
 
-    run_all([count] * 4)
+    run_at_once([count] * 4)
     with client(server) as r:
         assert r.get("n") == b"2000"
         assert r.hget("h", "n") == b"4000"
@@ -155,7 +155,7 @@ def test_a_transaction_is_done_as_a_whole_or_not_at_all(server: Program) -> None
             is_over.set()
 
     functions = (lambda: write("x"), lambda: write("y"), read)
-    run_all([functools.partial(to_the_end, function) for function in functions])
+    run_at_once([functools.partial(to_the_end, function) for function in functions])
     assert len(pairs) >= 50  # so they were read while they changed
     assert all(one == other for one, other in pairs)
 
@@ -171,7 +171,7 @@ def test_watch_lets_only_one_of_two_changes_through(server: Program) -> None:
             for _ in range(25):
                 r.transaction(add_one, "n")
 
-    run_all([add, add, add])
+    run_at_once([add, add, add])
     with client(server) as r:
         assert r.get("n") == b"75"
         with r.pipeline() as pipeline:
@@ -256,7 +256,7 @@ def test_who_waits_gets_each_element_once(server: Program) -> None:
                 r.rpush("jobs", f"{n} a", f"{n} b")
             r.rpush("jobs", "end", "end", "end")
 
-    run_all([take, take, take, give])
+    run_at_once([take, take, take, give])
     assert sorted(got) == sorted(f"{n} {letter}".encode() for n in range(100) for letter in "ab")
 
 
@@ -419,23 +419,3 @@ def send_until_nobody_reads(sock: socket.socket, requests: Iterator[bytes]) -> i
         rest = rest[count:]
         sent += count
     return sent
-
-
-def run_all(functions: list[Callable[[], object]]) -> None:
-    """Call functions at once, each in a thread, and wait; raise what one of them raised."""
-    errors: list[BaseException] = []
-
-    def run(function: Callable[[], object]) -> None:
-        try:
-            function()
-        except BaseException as e:
-            errors.append(e)
-
-    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE_S)
-    if errors:
-        raise errors[0]
-    assert not any(thread.is_alive() for thread in threads)

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from conftest import PATIENCE_S, receive_all, receive_exactly
-from programs import kernel_limit, running
+from programs import PAIR_IN_KERNEL, running
 
 
 def send_in_thread(sock: socket.socket, data: bytes) -> threading.Thread:
@@ -44,7 +44,7 @@ def test_echo_sends_every_byte_back_to_every_peer_and_then_its_fin(threads: str)
 def test_echo_stops_listening_to_a_peer_that_does_not_read_and_loses_nothing() -> None:
     with running("echo.py") as server, server.connect() as peer:
         block = bytes(range(256)) * 256
-        limit = 2 * (kernel_limit("tcp_rmem") + kernel_limit("tcp_wmem")) + (8 << 20)  # of two pairs, and the echo
+        limit = 2 * PAIR_IN_KERNEL + (8 << 20)  # of two pairs, and the echo
         sent = 0
         peer.setblocking(False)
         while sent < limit and select.select([], [peer], [], 0.5)[1]:

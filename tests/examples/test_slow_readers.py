@@ -12,13 +12,13 @@ from collections.abc import Iterator
 import pytest
 
 from conftest import PATIENCE_S, receive_exactly
-from programs import Program, kernel_limit, running
+from programs import PAIR_IN_KERNEL, Program, running
 from pymuduo import COMPILED
 
 MIB = 1 << 20
 OUR_BUFFER = MIB // 2  # which the kernel doubles, and lets be
 MAX_GROWTH = 8 * MIB  # a pipe holds a mebibyte each way
-MAX_UNDERWAY = 2 * MIB + kernel_limit("tcp_rmem") + kernel_limit("tcp_wmem") + MAX_GROWTH
+MAX_UNDERWAY = 4 * OUR_BUFFER + PAIR_IN_KERNEL + MAX_GROWTH
 AMOUNT = MAX_UNDERWAY * 2 // MIB * MIB
 LARGE_AMOUNT = max(AMOUNT, int(float(os.environ.get("PYMUDUO_GIGABYTES", "1")) * 1024) * MIB) if COMPILED else AMOUNT
 STALLS = 4

@@ -96,7 +96,7 @@ def test_the_puzzles_at_hand_have_one_solution_each() -> None:
         assert is_solution(puzzle, solution)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(grids(), st.sets(st.integers(0, CELLS - 1)))
 def test_what_is_left_of_a_grid_is_solved_by_a_grid_that_has_it(grid: bytes, taken: set[int]) -> None:
     puzzle = without(grid, taken)
@@ -106,7 +106,7 @@ def test_what_is_left_of_a_grid_is_solved_by_a_grid_that_has_it(grid: bytes, tak
         assert solution == grid
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(PUZZLES), st.integers(0, CELLS - 1), st.integers(1, 8))
 def test_a_digit_that_contradicts_the_only_solution_leaves_none(puzzle: bytes, cell: int, more: int) -> None:
     right = answer(puzzle)
@@ -118,7 +118,7 @@ def test_a_digit_that_contradicts_the_only_solution_leaves_none(puzzle: bytes, c
         assert list(solutions(bytes(spoiled))) == []
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(grids(), st.integers(1, 9))
 def test_all_solutions_are_found_and_each_once(grid: bytes, digit: int) -> None:
     """Two digits taken away altogether may change places, and nothing else follows from that."""
@@ -161,7 +161,6 @@ def test_what_is_no_puzzle_is_refused(rubbish: bytes) -> None:
         next(solutions(rubbish))
 
 
-@settings(deadline=None)
 @given(grids(), st.integers(0, CELLS - 1), st.sampled_from(b"0123456789"))
 def test_a_grid_with_another_digit_is_no_solution(grid: bytes, cell: int, digit: int) -> None:
     changed = bytearray(grid)
@@ -187,7 +186,6 @@ def test_a_summary_is_in_milliseconds() -> None:
     assert Summary.of([]) == (0, 0, 0, 0, 0, 0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 1 << 31), min_size=1), st.sampled_from([1, 50, 90, 99, 100]))
 def test_a_percentile_of_a_histogram_is_too_high_by_an_eighth_at_most(latencies_us: list[int], percent: int) -> None:
     histogram = Histogram()
@@ -197,7 +195,6 @@ def test_a_percentile_of_a_histogram_is_too_high_by_an_eighth_at_most(latencies_
     assert exact <= histogram.percentile_us(percent) <= exact + exact // 8
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1e5)), st.lists(st.floats(-1, 1e5)))
 def test_merged_histograms_are_the_histogram_of_all(some: list[float], others: list[float]) -> None:
     one, other, both = Histogram(), Histogram(), Histogram()
@@ -283,7 +280,7 @@ def test_who_comes_late_counts_in_its_own_second_if_there_still_is_one(back: int
     assert stats.report(2011)["total_solved"] == 3
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(-100, 100), max_size=200))
 def test_any_jumps_are_survived_and_the_totals_are_exact(jumps: list[int]) -> None:
     stats = Statistics()

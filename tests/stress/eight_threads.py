@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import queue
-import threading
 from collections.abc import Callable
 from typing import Any
 
-from conftest import PATIENCE_S, call_in_loop, eventually
+from conftest import PATIENCE_S, call_in_loop, eventually, run_at_once
 from pymuduo import EventLoop, TcpConnection
 
 THREADS = 8
@@ -17,23 +17,7 @@ Serve = Callable[..., Any]
 
 def in_threads(work: Callable[[int], object]) -> None:
     """Run ``work(i)`` in eight threads at once; raise what one of them raised."""
-    start = threading.Barrier(THREADS)
-    errors: list[BaseException] = []
-
-    def run(i: int) -> None:
-        start.wait(PATIENCE_S)
-        try:
-            work(i)
-        except BaseException as e:
-            errors.append(e)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in EVERYBODY]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    run_at_once([functools.partial(work, i) for i in EVERYBODY], None)
 
 
 def settle(loop: EventLoop) -> None:

@@ -377,7 +377,6 @@ def run(kind: type[Machine], **how: Any) -> Counter[str]:
         kind,
         settings=settings(
             stateful_step_count=STEPS,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
             print_blob=True,
